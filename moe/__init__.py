@@ -12,6 +12,8 @@ from ironmoe.moe.freeze import freeze_weights
 from ironmoe.moe.layers.expert_linear import ExpertLinear
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.layers.soft import SoftMoE
+from ironmoe.moe.offload.offload import offload_experts
+from ironmoe.moe.offload.stacks import ExpertOffload
 from ironmoe.moe.routers.balance import (
     choice_counts,
     deepseek_balance_loss,
@@ -50,6 +52,7 @@ __all__ = [
     "ExpertChoiceRouter",
     "ExpertGroups",
     "ExpertLinear",
+    "ExpertOffload",
     "LayerTrace",
     "MoE",
     "RouterHealth",
@@ -71,6 +74,7 @@ __all__ = [
     "load_loss",
     "load_upcycled",
     "mixtral_balance_loss",
+    "offload_experts",
     "pad_images",
     "read_npz_checkpoint",
     "read_vmoe_checkpoint",

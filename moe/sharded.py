@@ -1,9 +1,10 @@
 """Models whose weights are shared out over processes, by FSDP2 or another user of DTensor."""
 
+import re
 import sys
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -14,6 +15,12 @@ def is_sharded(model: nn.Module) -> bool:
     return bool(fsdp_modules(model)) or any(
         isinstance(parameter, dtensor) for parameter in model.parameters()
     )
+
+
+def local_numbers(tensor: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor, as a plain one on the same memory; any other
+    tensor itself."""
+    return cast("Any", tensor).to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def fsdp_modules(model: nn.Module) -> list[Any]:
@@ -28,3 +35,12 @@ def give_back_gathered(model: nn.Module) -> None:
     next pass then, and what is written to the gathered ones is lost."""
     for module in fsdp_modules(model):
         module.reshard()
+
+
+def printed_without_fsdp(model: nn.Module) -> str:
+    """What the model prints where ``fully_shard`` has not changed the names of its classes."""
+    text = repr(model)
+    for kind in {type(module) for module in fsdp_modules(model)}:
+        _, before = kind.__bases__
+        text = re.sub(rf"\b{kind.__name__}\(", f"{before.__name__}(", text)
+    return text

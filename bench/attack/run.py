@@ -34,6 +34,7 @@ from ironmoe.bench.common.radii import all_from_255, exact
 from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_folder
 from ironmoe.bench.models.load import load_model
 from ironmoe.bench.models.loaded import LoadedModel
+from ironmoe.bench.models.memory import loading_device, save_memory
 from ironmoe.bench.models.pixels import wanted_size
 from ironmoe.bench.reports.tables import print_table
 from ironmoe.moe.routing.routed_layers import routing_sites
@@ -51,10 +52,9 @@ def run_attack_command(options: AttackOptions, console: Console) -> Path:
         The folder of the run.
     """
     device = own_device(options.device)
-    evaluation = _prepared(options, device, console)
-    evaluation.check_size()
-
     with ExitStack() as shown:
+        evaluation = _prepared(options, device, console, shown)
+        evaluation.check_size()
         with processes(device) as group:
             meter = group.first(lambda: evaluation.begin(group, console))
             watch = Stopwatch() if meter is None else shown.enter_context(meter)
@@ -90,16 +90,21 @@ def _print(outcome: EvaluationOutcome, folder: RunFolder, console: Console) -> N
     _say(f"Image by image: {folder.path}/images.csv, table: {folder.path}/table.tex", console)
 
 
-def _prepared(options: AttackOptions, device: torch.device, console: Console) -> "_Evaluation":
+def _prepared(
+    options: AttackOptions, device: torch.device, console: Console, within: ExitStack
+) -> "_Evaluation":
     """Load the model, match its classes to those of the data, make the attacks."""
     loaded = load_model(
         options.checkpoint,
         options.model_spec,
-        device,
+        loading_device(device, offload=options.offload_experts),
         image_size=wanted_size(options.data.images, options.data.image_size, options.overrides),
         weights=options.weights,
         overrides=options.overrides,
     )
+    memory = {"offload": options.offload_experts, "recompute": options.recompute}
+    for line in save_memory(loaded.model, device, within, **memory):
+        _say(line, console)
     images = attacked_images(
         options.data,
         loaded,

@@ -172,6 +172,22 @@ def attack(
             help="{search_dtypes} for the search under autocast; verdicts are float32 in any case."
         ),
     ] = "float32",
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload-experts",
+            help="Keep experts in host memory and bring those that a pass uses to the GPU, one "
+            "layer after another: for models that are larger than it.",
+        ),
+    ] = False,
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            "--recompute",
+            help="Compute the pre-activations of experts again in the backward pass: less memory, "
+            "more time.",
+        ),
+    ] = False,
     out: Out = None,
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
@@ -273,6 +289,8 @@ def attack(
             passes=passes,
             on_bad=bad,
             weights=weights,
+            offload_experts=offload,
+            recompute=recompute,
         )
         run_attack_command(options, console)
 

@@ -10,9 +10,11 @@ from ironmoe.bench.cli.benchmarks.attacks import bench_attacks
 from ironmoe.bench.cli.benchmarks.cpu import bench_cpu
 from ironmoe.bench.cli.benchmarks.images import bench_images
 from ironmoe.bench.cli.benchmarks.kernels import bench_kernels
+from ironmoe.bench.cli.benchmarks.offload import bench_offload
 from ironmoe.bench.cli.benchmarks.roofline import bench_roofline
 from ironmoe.bench.cli.benchmarks.rows import bench_compare, bench_plot
 from ironmoe.bench.cli.benchmarks.rows_options import Shapes
+from ironmoe.bench.cli.benchmarks.scale import bench_scale
 from ironmoe.bench.cli.benchmarks.training import bench_training
 from ironmoe.bench.cli.help.command import Commands
 from ironmoe.bench.common.errors import clear_errors
@@ -102,6 +104,8 @@ bench_app.command("kernels")(bench_kernels)
 bench_app.command("attacks")(bench_attacks)
 bench_app.command("training")(bench_training)
 bench_app.command("images")(bench_images)
+bench_app.command("offload")(bench_offload)
 bench_app.command("roofline")(bench_roofline)
+bench_app.command("scale")(bench_scale)
 bench_app.command("compare")(bench_compare)
 bench_app.command("plot")(bench_plot)

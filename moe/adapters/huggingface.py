@@ -18,6 +18,7 @@ from ironmoe.moe.adapters.huggingface_activation import decide, warn_once
 from ironmoe.moe.adapters.huggingface_loading import follow_recipes
 from ironmoe.moe.adapters.huggingface_routing import is_experts
 from ironmoe.moe.adapters.token_mask import current_token_mask, keep_token_masks
+from ironmoe.moe.exchange.eager import outside_graphs
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel
 
 NAME = "ironmoe"
@@ -165,6 +166,7 @@ def experts_forward(
     return y_TD.to(hidden_states.dtype)
 
 
+@outside_graphs
 def _through_ranks(
     experts: Any, parallel: ExpertParallel, x_TD: Tensor, routing: Routing
 ) -> Tensor:
@@ -185,10 +187,6 @@ def _through_ranks(
         weights_need_grad=any(w is not None and w.requires_grad for w in weights),
     )
     return y_TD.to(x_TD.dtype)
-
-
-# torch.compile stands aside, as at ExpertParallel: traced, a part of a weight is no plain tensor
-_through_ranks._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def _routing(experts: Any, top_k_index: Tensor, top_k_weights: Tensor, num_experts: int) -> Routing:

@@ -4,6 +4,7 @@ must be the same on all of them. A rank that differs would leave the others wait
 Shape suffixes: P ranks of a group, L experts of a rank, H entries of a header.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,12 @@ def header_of(rows: Tensor, *, layer: int, bounded: int | None, weights_need_gra
     )
 
 
+@lru_cache(maxsize=256)
+def _on_device(header: Header, device: torch.device) -> Tensor:
+    """(1, H) int64. It is kept, because a CUDA graph cannot copy numbers from the host."""
+    return torch.tensor([header], dtype=torch.int64, device=device)
+
+
 def told(group: Group, header: Header, counts_PL: Tensor) -> tuple[Tensor, Tensor]:
     """Tell each rank the header and how many rows its experts will get from here.
 
@@ -69,8 +76,7 @@ def told(group: Group, header: Header, counts_PL: Tensor) -> tuple[Tensor, Tenso
     Returns:
         (headers (P, H), counts (P, L)) of the other ranks, int64, for the experts of this one.
     """
-    own_1H = torch.tensor([header], dtype=torch.int64)
-    own_PH = own_1H.to(counts_PL.device, non_blocking=True).expand(group.size, -1)
+    own_PH = _on_device(header, counts_PL.device).expand(group.size, -1)
     message_PX = torch.cat([own_PH, counts_PL], dim=1)
     received_PX = torch.empty_like(message_PX)
     one_each = [1] * group.size

@@ -67,7 +67,16 @@ class ExpertParallel:
 
     def local(self, weight: Tensor | None) -> Any:
         """This rank's part of a weight or bias of the experts. A plain tensor is taken as the part
-        itself."""
+        itself.
+
+        Raises:
+            NotImplementedError: inside a transform of torch.func or forward-mode differentiation.
+        """
+        if transformed() or forward_mode():
+            raise NotImplementedError(
+                "expert parallelism has no rule for torch.func and forward mode: use "
+                "torch.autograd.grad, or a model whose experts are on one device"
+            )
         if weight is None or not hasattr(weight, "to_local"):
             return weight
         return local_part(weight, 1 if self.tokens_are_replicated else self.divide_by)
@@ -100,13 +109,7 @@ class ExpertParallel:
             RanksDisagreeError: ranks came with other dtypes, other requires_grad, or in another
                 layer.
             ExchangeError: a rank did not come.
-            NotImplementedError: inside a transform of torch.func or forward-mode differentiation.
         """
-        if transformed() or forward_mode():
-            raise NotImplementedError(
-                "expert parallelism has no rule for torch.func and forward mode: use "
-                "torch.autograd.grad, or a model whose experts are on one device"
-            )
         dtype = autocast_dtype(x_TD)
         x_TD = x_TD if dtype is None else x_TD.to(dtype)
         if self.tokens_are_replicated:
@@ -136,20 +139,20 @@ class ExpertParallel:
             self._report(dropped)
         return combined(out_RD.to(computed_in), routing, plan)
 
-    # torch.compile stands aside here; what it sets for torch.compiler.disable, without the import
-    # of the compiler
-    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
-
     def take_overflow(self) -> int:
         """How many choices found no place since the last call. The host waits for the device."""
-        overflow = 0 if self.overflow is None else int(self.overflow)
-        self.overflow = None
+        if self.overflow is None:
+            return 0
+        overflow = int(self.overflow)
+        self.overflow.zero_()
         return overflow
 
     @torch.no_grad()
     def _report(self, dropped: Tensor) -> None:
         """Add to the overflow. Where a look costs nothing, say so at once."""
-        self.overflow = dropped if self.overflow is None else self.overflow + dropped
+        if self.overflow is None:
+            self.overflow = torch.zeros_like(dropped)
+        self.overflow += dropped  # in place, so that each replay of a CUDA graph adds its own
         if may_look(dropped) and int(dropped):
             warnings.warn(
                 f"{int(dropped)} choices of this pass were dropped in layer {self.layer}, because "

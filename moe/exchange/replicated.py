@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ironmoe.kernels import Routing
 from ironmoe.moe.exchange.group import Group
+from ironmoe.moe.exchange.sums import total
 
 # tokens (T, D) and their routing to the experts of this rank → y (T, D)
 Layer = Callable[[Tensor, Routing], Tensor]
@@ -37,20 +38,13 @@ def replicated(
     return _SumForward.apply(y_TD, group)
 
 
-def _summed(values: Tensor, group: Group) -> Tensor:
-    wide = torch.promote_types(values.dtype, torch.float32)
-    total = values.to(wide, copy=True, memory_format=torch.contiguous_format)
-    group.sum(total)
-    return total.to(values.dtype)
-
-
 class _SumForward(torch.autograd.Function):
     """The sum over ranks; its gradient is the same on each of them."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, group: Group) -> Tensor:
         ctx.group = group
-        return _summed(values, group)
+        return total(values, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, Routing
 from ironmoe.kernels.checks import check_counts
+from ironmoe.moe.exchange.eager import outside_graphs
 from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel, nothing
 from ironmoe.moe.exchange.group import Group
 from ironmoe.moe.layers.expert_linear import TwoLayers, with_weights
+from ironmoe.moe.routers.groups import Grouped
+from ironmoe.moe.routers.wrapped import unwrapped
 
 GRADIENTS = ("mean", "sum")
+AUX_LOSSES = ("rank", "all")
 
 # (routing to experts that are here, dispatch, dispatch_dtype) → the product with their weights
 With = Callable[[Routing, Dispatch | None, torch.dtype | None], TwoLayers]
@@ -42,6 +46,7 @@ def share_out(
     mesh: Any,
     *,
     gradients: str = "mean",
+    aux_losses: str = "rank",
     max_tokens_per_rank: int | None = None,
     group: Group | None = None,
     number: int = 0,
@@ -61,6 +66,9 @@ def share_out(
             parallelism and FSDP2 make it of all other weights, for a loss that is the mean over the
             tokens of a rank; or "sum", for a loss that is a sum over its tokens divided by their
             number on all ranks.
+        aux_losses: over which tokens a router computes its losses: "rank", those of its own rank,
+            as groups of V-MoE never span devices; or "all", those of all ranks of the mesh, which
+            is the loss of one process that has all tokens (``lose_over``).
         max_tokens_per_rank: a rank sends at most so many rows (tokens times choices) to each rank
             of the mesh. No shape then depends on values and the host never waits, so a GPU can
             capture the layer in a CUDA graph. What finds no place is dropped and counted
@@ -75,8 +83,9 @@ def share_out(
         RanksDisagreeError: the ranks have layers of other sizes or dtypes, or other arguments.
     """
     _check(layer, mesh, gradients, max_tokens_per_rank)
+    check_aux_losses(layer, aux_losses)
     group = group or Group(mesh.get_group())
-    _check_same(layer, group, (gradients, max_tokens_per_rank, number))
+    _check_same(layer, group, (gradients, aux_losses, max_tokens_per_rank, number))
 
     same_values(layer, group)
     for module in layer.expert_modules().values():
@@ -88,8 +97,46 @@ def share_out(
         divide_gradients=gradients == "mean",
         max_tokens_per_rank=max_tokens_per_rank,
     )
+    if aux_losses == "all":
+        lose_over(layer, group)
 
 
+def lose_over(layer: nn.Module, ranks: Group) -> None:
+    """Compute the losses of the layer's router over the tokens of all ranks of a group, in
+    training.
+
+    Each rank then has the loss of all tokens, and its gradient is the sum over these losses: the
+    mean over ranks, which data parallelism makes of gradients, is that of one process. Where
+    gradients are sums over ranks, add the loss divided by the number of ranks to yours. Groups of
+    tokens, as those of a capacity, and sequences are always those of a rank: the loss is their mean
+    over all ranks.
+    """
+    router = _router(layer)
+    if router is not None:
+        router.loss_ranks = ranks
+
+
+def check_aux_losses(layer: nn.Module, aux_losses: str) -> None:
+    """ValueError unless the layer's router can compute its losses so."""
+    if aux_losses not in AUX_LOSSES:
+        raise ValueError(f"aux_losses must be one of {AUX_LOSSES}, got {aux_losses!r}")
+    router = _router(layer)
+    if aux_losses == "all" and not (router is None or hasattr(router, "loss_ranks")):
+        raise ValueError(
+            "aux_losses must be 'rank' for a router whose losses are its own, got 'all' for a "
+            f"{type(router).__name__}"
+        )
+
+
+def _router(layer: nn.Module) -> Any:
+    """The router inside its wrappers; None where there is none, or where experts choose tokens,
+    which has no loss."""
+    router = getattr(layer, "router", None)
+    router = None if router is None else unwrapped(router)
+    return None if isinstance(router, Grouped) else router
+
+
+@outside_graphs
 def through_ranks(
     parallel: ExpertParallel,
     modules: tuple[nn.Module, nn.Module],
@@ -125,10 +172,6 @@ def through_ranks(
         )
 
     return with_weights(*modules, x_TD, layer)
-
-
-# torch.compile stands aside, as at ExpertParallel: traced, a part of a weight is no plain tensor
-through_ranks._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def check_no_adapter(module: nn.Module) -> None:

@@ -4,8 +4,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.group import Group, every_rank
-from ironmoe.moe.layers.ranks import same_values, share_out
+from ironmoe.moe.layers.ranks import check_aux_losses, lose_over, same_values, share_out
 from ironmoe.moe.parallel.blocks import blocks
 from ironmoe.moe.parallel.layers import check_untied, expert_layers
 
@@ -19,6 +20,7 @@ def parallelize(
     mesh: Any,
     *,
     gradients: str = "mean",
+    aux_losses: str = "rank",
     max_tokens_per_rank: int | None = None,
     **fsdp_options: Any,
 ) -> _Model:
@@ -42,7 +44,12 @@ def parallelize(
         mesh: a ``DeviceMesh`` over all ranks, such as ``init_device_mesh("cuda", (4, 2),
             mesh_dim_names=("fsdp", "ep"))``; one dimension without a name is "ep".
         gradients: "mean", for a loss that is the mean over what a rank has; or "sum", for one that
-            is a sum over that, divided by how much all ranks have together.
+            is a sum over that, divided by how much all ranks have together. An auxiliary loss is
+            a mean in any case: with "sum", divide it by the number of ranks.
+        aux_losses: "rank": a router computes its losses over the tokens of its own rank, as groups
+            of V-MoE never span devices; "all": over the tokens of all ranks of the mesh, which
+            gives the loss and the gradients of one process that has all of them. Groups of a
+            capacity and sequences are those of a rank; the loss is their mean over all ranks.
         max_tokens_per_rank: as for ``MoE.parallelize``.
         fsdp_options: such as ``mp_policy``, for ``fully_shard``.
 
@@ -68,7 +75,16 @@ def parallelize(
         )
 
     check_untied(model, layers)
-    same_values(model, every_rank())
+    for layer in layers.values():
+        check_aux_losses(layer, aux_losses)
+    everyone = every_rank()
+    given = everyone.each(aux_losses)
+    if len(set(given)) > 1:
+        raise RanksDisagreeError(
+            f"aux_losses must be the same on every rank, got {given} on ranks 0 to "
+            f"{everyone.size - 1}"
+        )
+    same_values(model, everyone)
     if "ep" in names:
         over = mesh if mesh.ndim == 1 else mesh["ep"]
         group = Group(over.get_group())
@@ -81,6 +97,9 @@ def parallelize(
                 group=group,
                 number=number,
             )
+    if aux_losses == "all":
+        for layer in layers.values():
+            lose_over(layer, everyone)
     if "fsdp" in names:
         _shard(model, list(layers.values()), mesh, names, gradients, fsdp_options)
     return model

@@ -11,11 +11,22 @@ import torch
 from torch import Tensor
 
 from ironmoe.kernels.route import transformed
-from ironmoe.moe.routers.masks import checked_mask_of, mean_over_tokens, zero_padding
+from ironmoe.moe.exchange.group import Group
+from ironmoe.moe.exchange.sums import sum_over_ranks
+from ironmoe.moe.routers.masks import (
+    checked_mask_of,
+    mean_over_tokens,
+    number_of_tokens,
+    zero_padding,
+)
 
 
 def mixtral_balance_loss(
-    scores_TE: Tensor, experts_TK: Tensor, *, mask: Tensor | None = None
+    scores_TE: Tensor,
+    experts_TK: Tensor,
+    *,
+    mask: Tensor | None = None,
+    ranks: Group | None = None,
 ) -> Tensor:
     """E · Σₑ fₑ Pₑ with fₑ the choices of expert e a token, which sum to K: the loss of Mixtral,
     Qwen, OLMoE and DBRX (``load_balancing_loss_func`` of transformers; GShard 2006.16668 and Switch
@@ -31,6 +42,8 @@ def mixtral_balance_loss(
             does not count.
         mask: (…, T) bool, True for a real token; the others do not count, whatever they hold. A
             group without a real token has the loss 0.
+        ranks: the loss is that of the tokens of all these ranks together, each of which must call
+            this with as many groups. Its gradient is the sum of those of the losses of all ranks.
 
     Returns:
         (…), in the dtype of the scores.
@@ -38,6 +51,7 @@ def mixtral_balance_loss(
     Raises:
         TypeError, ValueError: an argument has another type, dtype or shape, as two that changed
             places have.
+        ExchangeError: a rank did not take part.
     """
     _check_scores(scores_TE)
     _check_experts(experts_TK)
@@ -47,12 +61,21 @@ def mixtral_balance_loss(
             f"{tuple(experts_TK.shape)}"
         )
     mask = checked_mask_of(scores_TE, mask)
-    load_E = choice_counts(experts_TK, scores_TE.shape[-1], mask=mask).to(scores_TE.dtype)
-    return _balance(scores_TE, load_E / _num_tokens(experts_TK, mask), mask)
+    load_E = choice_counts(experts_TK, scores_TE.shape[-1], mask=mask)
+    count_1 = number_of_tokens(experts_TK, mask)
+    if ranks is not None:
+        together = sum_over_ranks(torch.cat([load_E, count_1], dim=-1), ranks)
+        load_E, count_1 = together[..., :-1], together[..., -1:]
+    share_E = load_E.to(scores_TE.dtype) / count_1.clamp_min(1)
+    return _balance(scores_TE, share_E, mask, ranks)
 
 
 def deepseek_balance_loss(
-    scores_TE: Tensor, experts_TK: Tensor, *, mask: Tensor | None = None
+    scores_TE: Tensor,
+    experts_TK: Tensor,
+    *,
+    mask: Tensor | None = None,
+    ranks: Group | None = None,
 ) -> Tensor:
     """``mixtral_balance_loss`` divided by K, so that it is 1 at perfect balance whatever K is: the
     expert-level balance loss of DeepSeekMoE (arXiv 2401.06066, equations 12 to 14) and DeepSeek-V2
@@ -63,13 +86,18 @@ def deepseek_balance_loss(
     best scores without a selection bias for the choices; ``scores.topk(K).indices`` are those.
 
     Args:
-        scores_TE, experts_TK, mask: as for ``mixtral_balance_loss``.
+        scores_TE, experts_TK, mask, ranks: as for ``mixtral_balance_loss``.
     """
-    return mixtral_balance_loss(scores_TE, experts_TK, mask=mask) / experts_TK.shape[-1]
+    loss = mixtral_balance_loss(scores_TE, experts_TK, mask=mask, ranks=ranks)
+    return loss / experts_TK.shape[-1]
 
 
 def global_batch_balance_loss(
-    scores_TE: Tensor, load_E: Tensor, *, mask: Tensor | None = None
+    scores_TE: Tensor,
+    load_E: Tensor,
+    *,
+    mask: Tensor | None = None,
+    ranks: Group | None = None,
 ) -> Tensor:
     """E · Σₑ fₑ Pₑ with the shares fₑ of a load that was counted elsewhere, as over the micro-
     batches and processes of a global batch (Qwen3, arXiv 2501.11873); P is that of these tokens.
@@ -79,7 +107,7 @@ def global_batch_balance_loss(
     Args:
         scores_TE: (…, T, E) scores ≥ 0 of all experts; those of a token are divided by their sum.
         load_E: (…, E) how often each expert was chosen, the sum of ``choice_counts``.
-        mask: (…, T) bool, as for ``mixtral_balance_loss``.
+        mask: (…, T) bool, and ranks, as for ``mixtral_balance_loss``; the load is taken as it is.
 
     Raises:
         TypeError, ValueError: as ``mixtral_balance_loss``.
@@ -92,7 +120,7 @@ def global_batch_balance_loss(
         )
     mask = checked_mask_of(scores_TE, mask)
     load_E = load_E.detach().to(scores_TE.dtype)
-    return _balance(scores_TE, load_E / load_E.sum(-1, keepdim=True).clamp_min(1), mask)
+    return _balance(scores_TE, load_E / load_E.sum(-1, keepdim=True).clamp_min(1), mask, ranks)
 
 
 @torch.no_grad()
@@ -132,11 +160,11 @@ def _check_experts(experts_TK: Tensor) -> None:
         raise ValueError(f"experts must be integers of shape (…, T, K), got {experts_TK.dtype}")
 
 
-def _balance(scores_TE: Tensor, load_E: Tensor, mask: Tensor | None) -> Tensor:
+def _balance(scores_TE: Tensor, load_E: Tensor, mask: Tensor | None, ranks: Group | None) -> Tensor:
     if mask is not None:
         scores_TE = zero_padding(scores_TE, mask)
     total_T1 = scores_TE.sum(-1, keepdim=True).clamp_min(torch.finfo(scores_TE.dtype).tiny)
-    share_E = mean_over_tokens(scores_TE / total_T1, mask)
+    share_E = mean_over_tokens(scores_TE / total_T1, mask, ranks)
     with _kept_by_the_graph():
         weighted_E = load_E * share_E
     return scores_TE.shape[-1] * weighted_E.sum(-1)
@@ -152,10 +180,3 @@ def _kept_by_the_graph() -> AbstractContextManager[object]:
 
 def _as_it_is(saved: Tensor) -> Tensor:
     return saved
-
-
-def _num_tokens(experts_TK: Tensor, mask: Tensor | None) -> Tensor | int:
-    """(…, 1), at least 1."""
-    if mask is None:
-        return max(experts_TK.shape[-2], 1)
-    return mask.sum(-1, keepdim=True).clamp_min(1)

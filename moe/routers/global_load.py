@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ironmoe.kernels.checks import check_module
 from ironmoe.kernels.route import recomputing
+from ironmoe.moe.exchange.group import every_rank, known_group
 
 
 class GlobalLoad:
@@ -34,9 +35,18 @@ class GlobalLoad:
             self.counts = self.counts.to(counts.device)
         if not recomputing():
             if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(counts, group=self.process_group)
+                self._sum(counts)
             self.counts += counts
         return self.counts
+
+    def _sum(self, counts: Tensor) -> None:
+        """Over the processes. Compiled code has the sum in its graph, and names no process that is
+        missing."""
+        if torch.compiler.is_compiling():
+            dist.all_reduce(counts, group=self.process_group)
+            return
+        ranks = every_rank() if self.process_group is None else known_group(self.process_group)
+        ranks.sum(counts)
 
     def reset(self) -> None:
         """Nothing is counted."""

@@ -10,12 +10,20 @@ from torch import Tensor, nn
 
 from ironmoe.kernels.checks import check_module
 from ironmoe.kernels.route import exporting
+from ironmoe.moe.exchange.group import Group
 from ironmoe.moe.routers.aux_losses import AuxLosses
-from ironmoe.moe.routers.masks import checked_mask_of, mean_over_tokens, zero_padding
+from ironmoe.moe.routers.masks import (
+    checked_mask_of,
+    mean_over_tokens,
+    sum_over_tokens,
+    zero_padding,
+)
 from ironmoe.moe.routers.wrapped import unwrapped
 
 
-def importance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def importance_loss(
+    gates_TE: Tensor, *, mask: Tensor | None = None, ranks: Group | None = None
+) -> Tensor:
     """Squared coefficient of variation of each expert's summed gates (V-MoE, arXiv 2106.05974,
     appendix A).
 
@@ -24,14 +32,17 @@ def importance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
             each with a loss of its own.
         mask: (…, T) bool, True for a real token; the others do not count, whatever they hold. A
             group without a real token has the loss 0.
+        ranks: the loss is that of the tokens of all these ranks together, each of which must call
+            this with as many groups. Its gradient is the sum of those of the losses of all ranks.
 
     Raises:
         TypeError, ValueError: the mask is no tensor, or has another dtype or shape.
+        ExchangeError: a rank did not take part.
     """
     mask = checked_mask_of(gates_TE, mask)
-    if mask is None:
+    if mask is None and ranks is None:
         return _squared_variation(gates_TE.sum(-2))
-    return _squared_variation_of_real(zero_padding(gates_TE, mask).sum(-2), mask)
+    return _squared_variation_of_real(*sum_over_tokens(gates_TE, mask, ranks))
 
 
 def load_loss(
@@ -41,6 +52,7 @@ def load_loss(
     top_k: int,
     *,
     mask: Tensor | None = None,
+    ranks: Group | None = None,
 ) -> Tensor:
     """Squared coefficient of variation of the expected load under fresh noise (V-MoE, appendix A).
 
@@ -53,7 +65,7 @@ def load_loss(
             used.
         noise_std: the standard deviation of that noise, > 0.
         top_k: K.
-        mask: (…, T) bool, as for ``importance_loss``.
+        mask: (…, T) bool, and ranks, as for ``importance_loss``.
     """
     if noise_std <= 0:
         raise ValueError(
@@ -66,11 +78,15 @@ def load_loss(
     threshold_T1 = noisy_logits_TE.topk(top_k, dim=-1).values[..., -1:]
     z = (threshold_T1 - logits_TE) / noise_std
     probability_TE = torch.special.ndtr(-z)
-    load_E = mean_over_tokens(probability_TE, mask)
-    return _squared_variation(load_E) if mask is None else _squared_variation_of_real(load_E, mask)
+    if mask is None and ranks is None:
+        return _squared_variation(probability_TE.mean(-2))
+    total_E, count_1 = sum_over_tokens(probability_TE, mask, ranks)
+    return _squared_variation_of_real(total_E / count_1.clamp_min(1), count_1)
 
 
-def balance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def balance_loss(
+    gates_TE: Tensor, *, mask: Tensor | None = None, ranks: Group | None = None
+) -> Tensor:
     """E · Σₑ fₑ Pₑ: the share of tokens whose best expert is e times its mean gate (GShard
     2006.16668, Switch 2101.03961).
 
@@ -78,7 +94,7 @@ def balance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
     Args:
         gates_TE: (…, T, E) softmax of the logits, all experts.
-        mask: (…, T) bool, as for ``importance_loss``.
+        mask: (…, T) bool, and ranks, as for ``importance_loss``.
     """
     num_experts = gates_TE.shape[-1]
     mask = checked_mask_of(gates_TE, mask)
@@ -86,18 +102,20 @@ def balance_loss(gates_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
         gates_TE = zero_padding(gates_TE, mask)
     experts_E = torch.arange(num_experts, device=gates_TE.device)
     first_choice_TE = (gates_TE.argmax(-1, keepdim=True) == experts_E).to(gates_TE.dtype)
-    share_E = mean_over_tokens(first_choice_TE, mask)
-    return num_experts * (share_E * mean_over_tokens(gates_TE, mask)).sum(-1)
+    share_E = mean_over_tokens(first_choice_TE, mask, ranks)
+    return num_experts * (share_E * mean_over_tokens(gates_TE, mask, ranks)).sum(-1)
 
 
-def router_z_loss(logits_TE: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def router_z_loss(
+    logits_TE: Tensor, *, mask: Tensor | None = None, ranks: Group | None = None
+) -> Tensor:
     """Mean squared log-partition of the logits (…, T, E) (ST-MoE, arXiv 2202.08906, equation 5).
-    ``mask`` (…, T) bool, as for ``importance_loss``."""
+    ``mask`` (…, T) bool, and ``ranks``, as for ``importance_loss``."""
     mask = checked_mask_of(logits_TE, mask)
     if mask is not None:
         logits_TE = zero_padding(logits_TE, mask)
     square_T1 = logits_TE.logsumexp(-1, keepdim=True).square()
-    return mean_over_tokens(square_T1, mask).squeeze(-1)
+    return mean_over_tokens(square_T1, mask, ranks).squeeze(-1)
 
 
 def collect_aux_loss(model: nn.Module) -> Tensor:
@@ -186,6 +204,7 @@ def _squared_variation(values_E: Tensor) -> Tensor:
     return values_E.var(-1, correction=0) / values_E.mean(-1).square()
 
 
-def _squared_variation_of_real(values_E: Tensor, mask: Tensor) -> Tensor:
-    """The same; 0 in a group without a real token, whose values have no mean to divide by."""
-    return _squared_variation(values_E.where(mask.any(-1, keepdim=True), 1))
+def _squared_variation_of_real(values_E: Tensor, count_1: Tensor) -> Tensor:
+    """The same; 0 in a group without a real token, whose values have no mean to divide by. count:
+    (…, 1), how many real tokens there are."""
+    return _squared_variation(values_E.where(count_1 > 0, 1))

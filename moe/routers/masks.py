@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ironmoe.kernels import Routing
+from ironmoe.moe.exchange.group import Group
+from ironmoe.moe.exchange.sums import sum_over_ranks
 
 
 def checked_mask(mask: Tensor, shape: Sequence[int], name: str = "mask") -> Tensor:
@@ -60,9 +62,38 @@ def for_softmax(mask_BN: Tensor) -> Tensor:
     return mask_BN | ~mask_BN.any(-1, keepdim=True)
 
 
-def mean_over_tokens(values_TX: Tensor, mask_T: Tensor | None) -> Tensor:
-    """(…, T, X) → (…, X), the mean over the tokens of the mask; 0 where there is none."""
-    if mask_T is None:
+def mean_over_tokens(
+    values_TX: Tensor, mask_T: Tensor | None, ranks: Group | None = None
+) -> Tensor:
+    """(…, T, X) → (…, X), the mean over the tokens of the mask, with ``ranks`` over those of all
+    these ranks; 0 where there is none."""
+    if mask_T is None and ranks is None:
         return values_TX.mean(-2)
-    count_1 = mask_T.sum(-1, keepdim=True).clamp_min(1)
-    return zero_padding(values_TX, mask_T).sum(-2) / count_1
+    total_X, count_1 = sum_over_tokens(values_TX, mask_T, ranks)
+    return total_X / count_1.clamp_min(1)
+
+
+def sum_over_tokens(
+    values_TX: Tensor, mask_T: Tensor | None, ranks: Group | None = None
+) -> tuple[Tensor, Tensor]:
+    """(…, T, X) → (the sum over the tokens of the mask (…, X), how many these are (…, 1)), with
+    ``ranks`` on all these ranks together."""
+    if mask_T is not None:
+        values_TX = zero_padding(values_TX, mask_T)
+    count_1 = number_of_tokens(values_TX, mask_T)
+    total_X = values_TX.sum(-2)
+    if ranks is None:
+        return total_X, count_1
+
+    # one exchange for both, in a dtype that holds the count
+    wide = torch.promote_types(total_X.dtype, torch.float32)
+    together = sum_over_ranks(torch.cat([total_X.to(wide), count_1.to(wide)], dim=-1), ranks)
+    return together[..., :-1].to(total_X.dtype), together[..., -1:].detach().long()
+
+
+def number_of_tokens(values_TX: Tensor, mask_T: Tensor | None) -> Tensor:
+    """(…, 1) int64, how many of the tokens (…, T, X) are real."""
+    if mask_T is not None:
+        return mask_T.sum(-1, keepdim=True)
+    shape = (*values_TX.shape[:-2], 1)
+    return values_TX.new_full(shape, values_TX.shape[-2], dtype=torch.int64)

@@ -1,12 +1,13 @@
 """The auxiliary loss of a router, and the table of its balance losses."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ironmoe.kernels.route import transformed
+from ironmoe.moe.exchange.group import Group
 from ironmoe.moe.routers.balance import (
     choice_counts,
     deepseek_balance_loss,
@@ -34,20 +35,23 @@ class BalanceLoss(NamedTuple):
 
 
 def _gshard(tokens: RoutedTokens, _: Tensor | None) -> Tensor:
-    return balance_loss(tokens.noisy.softmax(-1), mask=tokens.mask)
+    return balance_loss(tokens.noisy.softmax(-1), mask=tokens.mask, ranks=tokens.ranks)
 
 
 def _mixtral(tokens: RoutedTokens, _: Tensor | None) -> Tensor:
-    return mixtral_balance_loss(tokens.scores, tokens.experts, mask=tokens.mask)
+    return mixtral_balance_loss(tokens.scores, tokens.experts, mask=tokens.mask, ranks=tokens.ranks)
 
 
 def _deepseek(tokens: RoutedTokens, _: Tensor | None) -> Tensor:
-    return deepseek_balance_loss(tokens.scores, tokens.experts, mask=tokens.mask)
+    return deepseek_balance_loss(
+        tokens.scores, tokens.experts, mask=tokens.mask, ranks=tokens.ranks
+    )
 
 
 def _global_batch(tokens: RoutedTokens, load_E: Tensor | None) -> Tensor:
     assert load_E is not None
-    return global_batch_balance_loss(tokens.scores, load_E.unsqueeze(-2), mask=tokens.mask)
+    load_1E = load_E.unsqueeze(-2)
+    return global_batch_balance_loss(tokens.scores, load_1E, mask=tokens.mask, ranks=tokens.ranks)
 
 
 BALANCE_LOSSES = {
@@ -79,6 +83,7 @@ class LossOptions(Protocol):
     balance_weight: float
     z_weight: float
     global_load: GlobalLoad
+    loss_ranks: Group | None
 
 
 def auxiliary_loss(
@@ -87,7 +92,10 @@ def auxiliary_loss(
     tokens_per_group: int | None,
     sequence_length: int | None,
 ) -> Tensor:
-    """Scalar: the weighted sum of the losses, each the mean over its groups with a real token."""
+    """Scalar: the weighted sum of the losses, each the mean over its groups with a real token. In a
+    training step it is over the tokens of all ``router.loss_ranks``."""
+    if _is_part_of_a_step(router):
+        tokens = tokens._replace(ranks=router.loss_ranks)
     total = tokens.mean_over_groups(
         tokens_per_group, lambda group: _losses_but_balance(router, group)
     )
@@ -103,24 +111,29 @@ def auxiliary_loss(
 
 def _losses_but_balance(router: LossOptions, group: RoutedTokens) -> Tensor:
     """(…, G), one number a group."""
-    logits_GSE, mask = group.logits, group.mask
+    logits_GSE = group.logits
+    real: dict[str, Any] = {"mask": group.mask, "ranks": group.ranks}
     total_G = logits_GSE.new_zeros(logits_GSE.shape[:-2])
     if router.importance_weight:
         gates_GSE = logits_GSE.softmax(-1)
-        total_G = total_G + router.importance_weight * importance_loss(gates_GSE, mask=mask)
+        total_G = total_G + router.importance_weight * importance_loss(gates_GSE, **real)
     if router.load_weight and router.noise_std > 0 and router.training:
         std = router.noise_std / logits_GSE.shape[-1]
-        load_G = load_loss(logits_GSE, group.noisy, std, router.top_k, mask=mask)
+        load_G = load_loss(logits_GSE, group.noisy, std, router.top_k, **real)
         total_G = total_G + router.load_weight * load_G
     if router.z_weight:
-        total_G = total_G + router.z_weight * router_z_loss(logits_GSE, mask=mask)
+        total_G = total_G + router.z_weight * router_z_loss(logits_GSE, **real)
     return total_G
 
 
 def _global_load(router: LossOptions, tokens: RoutedTokens) -> Tensor:
-    """(…, E). A pass in eval mode, inside a transform of torch.func or for torch.export is no part
-    of a training step: its load is its own, and no other process is asked."""
+    """(…, E)."""
     counts_E = choice_counts(tokens.experts, tokens.logits.shape[-1], mask=tokens.mask)
-    if not router.training or transformed() or torch.compiler.is_exporting():
-        return counts_E
-    return router.global_load.add(counts_E)
+    return router.global_load.add(counts_E) if _is_part_of_a_step(router) else counts_E
+
+
+def _is_part_of_a_step(router: LossOptions) -> bool:
+    """Whether this pass is part of a training step. One in eval mode, inside a transform of
+    torch.func or for torch.export is not: its tokens and its load are its own, and no other process
+    is asked."""
+    return router.training and not transformed() and not torch.compiler.is_exporting()

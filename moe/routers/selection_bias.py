@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ironmoe.kernels.checks import check_module
+from ironmoe.moe.exchange.group import every_rank
 
 
 class WithSelectionBias(nn.Module):
@@ -118,6 +119,7 @@ def update_selection_bias(
     Raises:
         ValueError: no router of the model has a selection bias.
         TypeError: the model is no module.
+        ExchangeError: a process did not take part.
     """
     check_module(model)
     routers = [
@@ -134,7 +136,7 @@ def update_selection_bias(
         if all_processes and dist.is_available() and dist.is_initialized():
             assert router.selection_bias is not None and router.choices is not None
             router.choices = router.choices.to(router.selection_bias.device)
-            dist.all_reduce(router.choices)
+            every_rank().sum(router.choices)
         router.update_selection_bias(rate)
 
 

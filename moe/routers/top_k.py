@@ -18,6 +18,7 @@ from ironmoe.kernels.checks import (
 from ironmoe.kernels.route import exporting, recomputing, transformed, without_autocast
 from ironmoe.kernels.topk import gates_of_choice
 from ironmoe.kernels.types import GateRule
+from ironmoe.moe.exchange.group import Group
 from ironmoe.moe.routers.constant_gates import warn_of_constant_gate
 from ironmoe.moe.routers.global_load import GlobalLoad
 from ironmoe.moe.routers.masks import checked_mask, without_masked, zero_padding
@@ -94,6 +95,10 @@ class TopKRouter(WithSelectionBias):
             arXiv 2101.03961).
         softcap: cut the logits smoothly, softcap · tanh(logits / softcap).
 
+    Attributes:
+        loss_ranks: the ranks over whose tokens a loss of training is computed; None: this one alone
+            (``parallelize(…, aux_losses=…)``).
+
     Raises:
         ValueError: an argument outside the values above.
         TypeError: a size that is no whole number.
@@ -156,6 +161,7 @@ class TopKRouter(WithSelectionBias):
         self.balance = balance
         self.balance_weight = balance_weight
         self.global_load = GlobalLoad()
+        self.loss_ranks: Group | None = None
         self.z_weight = z_weight
         self.score = score
         self.order = order

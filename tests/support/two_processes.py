@@ -1,33 +1,44 @@
-"""Runs a program in two processes that know each other through gloo. It is a program of its own,
-because a test process may have threads, which a fork does not survive."""
+"""Runs a program in several processes that know each other through gloo. It is a program of its
+own, because a test process may have threads, which a fork does not survive."""
 
+import os
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 BEGIN = """
 import os, sys, torch, torch.distributed as dist
 
 torch.set_num_threads(1)
 {before}
-child = os.fork()  # so that modules are imported once
-rank = 0 if child else 1
+rank, children = 0, []
+for number in range(1, {processes}):
+    child = os.fork()  # so that modules are imported once
+    if not child:
+        rank, children = number, []
+        break
+    children.append(child)
 dist.init_process_group("gloo", init_method="file://" + os.path.abspath("store"),
-                        rank=rank, world_size=2)
+                        rank=rank, world_size={processes})
 """
 END = """
 if dist.is_initialized():
     dist.destroy_process_group()
-if child:
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-os._exit(0)
+if rank:
+    os._exit(0)
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+sys.exit(next((code for code in codes if code), 0))
 """
 
 
-def run_in_two_processes(program, folder, *arguments, before=""):
+def run_in_processes(number, program, folder, *arguments, before=""):
     """``program`` finds torch, dist, os, sys, its ``rank`` and what the program ``before`` left,
-    which runs once, ahead of the two processes, and imports modules for both. It fails where either
-    process does."""
-    (folder / "program.py").write_text(BEGIN.replace("{before}", before) + program + END)
+    which runs once, ahead of the processes, and imports modules for all of them; they find those of
+    tests/support. It fails where one of the processes does."""
+    begin = BEGIN.replace("{before}", before).replace("{processes}", str(number))
+    (folder / "program.py").write_text(begin + program + END)
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "program.py", *arguments],
         cwd=folder,
@@ -35,5 +46,9 @@ def run_in_two_processes(program, folder, *arguments, before=""):
         text=True,
         timeout=300,
         check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+run_in_two_processes = partial(run_in_processes, 2)

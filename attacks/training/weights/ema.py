@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from ironmoe.attacks.training.inner.lent import inside_of_ddp
 from ironmoe.moe.routers.global_load import GlobalLoad
 from ironmoe.moe.routers.selection_bias import WithSelectionBias
-from ironmoe.moe.sharded import give_back_gathered
+from ironmoe.moe.sharded import give_back_gathered, local_numbers
 
 WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch.compile, of checkpointing
 
@@ -59,8 +59,9 @@ class EMA:
             self._averages[name] = self._averages[name].to(weight.device)
 
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages = [self._averages[name] for name in weights]
-        values = [weight.to(_wide(weight)) for weight in weights.values()]
+        # expert parallelism shards some weights and leaves others alone: torch mixes them nowhere
+        averages = [local_numbers(self._averages[name]) for name in weights]
+        values = [local_numbers(weight.detach()).to(_wide(weight)) for weight in weights.values()]
         torch._foreach_lerp_(averages, values, 1 - decay)
         self.updates += 1
 

@@ -76,6 +76,21 @@ def _by_implementation(row: Row) -> list[Row]:
     ]
 
 
+def _by_mode(row: Row) -> list[Row]:
+    """``bench offload`` has the figures of all modes in one row."""
+    figures = {name: value for name, value in row.items() if isinstance(value, Mapping)}
+    milliseconds = figures.get("milliseconds", {})
+    return [
+        {
+            **row,
+            **{name: values.get(mode) for name, values in figures.items()},
+            "mode": mode,
+            "ms": ms,
+        }
+        for mode, ms in milliseconds.items()
+    ]
+
+
 def _with_images(row: Row) -> list[Row]:
     """Times of attacks on other numbers of images are those of other work."""
     robust = row["robust"]
@@ -92,6 +107,22 @@ KINDS = (
         (measured("ms", "ms", TIME),),
         has_others=True,
         split=_by_implementation,
+    ),
+    Kind(
+        "bench offload",
+        frozenset({"model", "images", "milliseconds", "copied_mb"}),
+        ("model", "images", "mode"),
+        "mode",
+        "mode",
+        (
+            measured("ms", "ms", TIME),
+            plain("cpu_ms", "ms", TIME),
+            plain("copied_mb", "MB", SIZE),
+            plain("saved_mb", "MB", SIZE),
+            plain("peak_mb", "MB", SIZE),
+            plain("weights_mb", "MB", SIZE),
+        ),
+        split=_by_mode,
     ),
     Kind(
         "bench attacks",
@@ -193,6 +224,56 @@ KINDS = (
         "gpu",
         "gpu",
         (plain("ms", "ms", TIME), plain("gigabytes", "GB", SIZE)),
+        computed=True,
+    ),
+    Kind(
+        "bench scale, cost",
+        frozenset({"gpu", "shape", "ranks", "pass", "exchange_ms"}),
+        ("shape", "pass", "ranks", "gpu"),
+        "ranks",
+        "ranks",
+        (
+            plain("layer_ms", "ms", TIME),
+            plain("exchange_ms", "ms", TIME),
+            plain("experts_ms", "ms", TIME),
+            plain("sent_mb", "MB", SIZE),
+            plain("off_node_mb", "MB", SIZE),
+        ),
+        computed=True,
+    ),
+    Kind(
+        "bench scale, pays",
+        frozenset({"gpu", "shape", "ranks", "pass", "ep_ms", "fsdp2_ms"}),
+        ("shape", "pass", "ranks", "gpu"),
+        "ranks",
+        "ranks",
+        (
+            plain("ep_ms", "ms", TIME),
+            plain("fsdp2_ms", "ms", TIME),
+            plain("replicas_ms", "ms", TIME),
+        ),
+        computed=True,
+    ),
+    Kind(
+        "bench scale, mesh",
+        frozenset({"gpu", "shape", "gpus", "ranks", "between", "pass", "layer_ms"}),
+        ("shape", "pass", "gpus", "ranks", "between", "gpu"),
+        "ranks",
+        "between",
+        (plain("layer_ms", "ms", TIME), plain("memory_gb", "GB", SIZE)),
+        computed=True,
+    ),
+    Kind(
+        "bench scale, memory",
+        frozenset({"gpu", "model", "ranks", "attack_gb", "training_gb"}),
+        ("model", "ranks", "gpu"),
+        "ranks",
+        "ranks",
+        (
+            plain("attack_gb", "GB", SIZE),
+            plain("training_gb", "GB", SIZE),
+            plain("kept_gb", "GB", SIZE),
+        ),
         computed=True,
     ),
 )

@@ -26,7 +26,7 @@ PANELS: dict[str, dict[str, str]] = {
         "Data": f"data everything attack_images {IMAGE_FILES}",
         "Attack": "attacks norm eps steps queries alpha restarts eot seed routing levels",
         "Verdict": "checks passes on_bad",
-        "Device and time": "device dtype batch_size max_seconds max_forwards",
+        "Device and time": "device dtype batch_size offload recompute max_seconds max_forwards",
         "Output": "out save_images",
     },
     "study": {
@@ -39,6 +39,13 @@ PANELS: dict[str, dict[str, str]] = {
         "What is measured": "parts data epochs",
         "Images and runs": "images autoattack_images runs batch_size",
         "Output": "folder out form again",
+    },
+    "bench scale": {
+        "What is computed": "parts check throughput",
+        "Layers": "shapes tokens shared layers",
+        "Ranks": "ranks gpus node imbalance",
+        "Machine": "gpu nvlink_gbs network_gbs memory_gb",
+        "Output": "form",
     },
     "bench training": {
         "What is measured": "parts data",

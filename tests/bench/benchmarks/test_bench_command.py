@@ -83,6 +83,13 @@ def test_gpu(run, tmp_path):
         ("cpu", "--shapes", "vmoe-b16-e8"),
         ("cpu", "--shapes", "1000000,100000,100000,1000,1"),
         ("attacks", "--format", "xml"),
+        ("scale", "--part", "x"),
+        ("scale", "--shapes", "x"),
+        ("scale", "--gpu", "rtx4090"),
+        ("scale", "--ranks", "0"),
+        ("scale", "--ranks", "two"),
+        ("scale", "--ranks", "5,7"),
+        ("scale", "--format", "xml"),
     ],
 )
 def test_bad_options_are_one_line(run, arguments):

@@ -13,6 +13,11 @@ from ironmoe.bench.benchmarks.reading.figures import TIME, measured
 from ironmoe.bench.benchmarks.reading.files import RowsError, read_rows
 from ironmoe.bench.benchmarks.reading.kinds import KINDS, kind_of
 from ironmoe.bench.benchmarks.roofline_table import roofline_rows
+from ironmoe.bench.benchmarks.scale.layers import LAYERS, World
+from ironmoe.bench.benchmarks.scale.links import LINKS
+from ironmoe.bench.benchmarks.scale.models import MODELS
+from ironmoe.bench.benchmarks.scale.rows import cost_rows, memory_rows, mesh_rows, pays_rows
+from ironmoe.bench.benchmarks.scale.times import Machine
 from ironmoe.bench.benchmarks.shapes import SHAPES
 from ironmoe.bench.reports.formats import written_rows
 
@@ -139,6 +144,20 @@ def test_rows_of_the_roofline_come_back_from_csv(tmp_path, every_kernel):
     rows = roofline_rows(SHAPES[:2], gpus, every_kernel=every_kernel)
     file = come_back_whole(rows, tmp_path)
     assert sum(len(runs) for runs in file.rows["bench roofline"].values()) == len(rows)
+
+
+def test_rows_of_scale_come_back_from_csv(tmp_path):
+    machine = Machine(H100, H100.peak, LINKS["h100"])
+    worlds = [World(1), World(8)]
+    parts = {
+        "cost": cost_rows(LAYERS, worlds, machine),
+        "pays": pays_rows(LAYERS, worlds, machine),
+        "mesh": mesh_rows(LAYERS, 8, worlds[0], machine),
+        "memory": memory_rows(MODELS[:1], worlds, machine),
+    }
+    file = come_back_whole([row for rows in parts.values() for row in rows], tmp_path)
+    for part, rows in parts.items():
+        assert len(file.rows[f"bench scale, {part}"]) == len(rows)  # each has a name of its own
 
 
 def test_rows_of_the_roofline_are_read(tmp_path):

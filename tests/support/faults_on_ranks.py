@@ -1,0 +1,91 @@
+"""Ranks that differ, and ranks that end: the others say which, and nobody waits for ever."""
+
+import os
+import signal
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from layers_on_ranks import D, E, F, images, made
+from torch.distributed.device_mesh import DeviceMesh
+
+from ironmoe.moe import MoE
+from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError
+
+
+def raised(kind, call):
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"{kind.__name__} expected")
+
+
+def ranks_that_disagree(mesh, rank):
+    """Every rank raises, and the next pass is right again."""
+    world = mesh.size()
+    layer = made("top 2").parallelize(mesh)
+    x = images(rank, [2] * world)
+
+    given = x.detach() if rank == 1 else x
+    said = raised(RanksDisagreeError, lambda: layer(given))
+    assert "requires_grad" in said, said
+    assert "rank 1" in said, said
+
+    single = made("top 2", torch.float32).parallelize(mesh)
+    with torch.autocast("cpu", torch.bfloat16, enabled=rank == 1):
+        said = raised(RanksDisagreeError, lambda: single(x.float()))
+    assert "bfloat16" in said, said
+
+    if rank == 1:
+        for weight in (*layer.fc1.parameters(), *layer.fc2.parameters()):
+            weight.requires_grad_(False)
+    said = raised(RanksDisagreeError, lambda: layer(x))
+    assert "weights with requires_grad" in said, said
+    for weight in layer.parameters():
+        weight.requires_grad_(True)
+    layer(x).sum().backward()
+
+    other = MoE(D, F + (rank == 1), E, 2)
+    said = raised(RanksDisagreeError, lambda: other.parallelize(mesh))
+    assert "rank 1" in said, said
+
+
+def pair(rank, seconds=30):
+    """A mesh of two of four ranks: (0, 1) or (2, 3)."""
+    pairs = [dist.new_group(two, timeout=timedelta(seconds=seconds)) for two in ([0, 1], [2, 3])]
+    return DeviceMesh.from_group(pairs[rank // 2], "cpu", mesh_dim_names=("ep",))
+
+
+def another_number_of_passes(_, rank):
+    mesh = pair(rank, seconds=2)
+    layer = made("top 2").parallelize(mesh)
+    x = images(rank % 2, [1, 1])
+    layer(x)
+    if rank in (0, 2):
+        said = raised(ExchangeError, lambda: layer(x))
+        assert f"rank {rank + 1}" in said, said
+    else:
+        time.sleep(5)  # longer than the timeout
+
+
+def a_rank_that_is_killed(_, rank):
+    """Rank 3 ends in a forward pass and rank 1 in a backward pass. Nothing comes after this."""
+    layer = made("shared").parallelize(pair(rank))
+    x = images(rank % 2, [2, 2])
+    if rank == 3:
+        layer.router.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    y = None
+    if rank in (2, 3):
+        said = raised(ExchangeError, lambda: layer(x))
+    else:
+        y = layer(x)
+        if rank == 1:
+            y.register_hook(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        said = raised(ExchangeError, lambda: y.sum().backward())
+    assert f"rank {rank + 1} (process " in said, said
+    assert "ended" in said, said
+
+
+CASES = (ranks_that_disagree, another_number_of_passes)

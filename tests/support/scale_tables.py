@@ -1,0 +1,156 @@
+"""The tables in docs/scale.md, computed by the cost model.
+
+Write them anew with ``python tests/support/scale_tables.py``.
+"""
+
+import re
+from pathlib import Path
+
+from ironmoe.bench.benchmarks.gpus import GPUS
+from ironmoe.bench.benchmarks.passes import DX, FULL
+from ironmoe.bench.benchmarks.scale.layers import LAYERS, World
+from ironmoe.bench.benchmarks.scale.links import LINKS
+from ironmoe.bench.benchmarks.scale.models import MODELS
+from ironmoe.bench.benchmarks.scale.rows import cost_rows, memory_rows, mesh_rows, pays_rows
+from ironmoe.bench.benchmarks.scale.times import Machine
+
+PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
+H100 = GPUS["h100"]
+MACHINE = Machine(H100, H100.reached, LINKS["h100"])
+SHOWN = (DX, FULL)
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+USES = (
+    ("attack", "attack_gb", "kept_gb"),
+    ("training", "training_gb", "kept_training_gb"),
+)
+
+
+def markdown(columns, rows):
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def worlds(*ranks):
+    return [World(number) for number in ranks]
+
+
+def number(value):
+    """Three digits, or all of a whole number."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def links():
+    columns = ("GPU", "GB/s inside a node", "GB/s to other nodes", "GB of memory", "source")
+    return markdown(
+        columns,
+        [
+            (f"`{name}`", f"{of.nvlink:g}", f"{of.network:g}", f"{of.memory:g}", of.source)
+            for name, of in LINKS.items()
+        ],
+    )
+
+
+def cost():
+    columns = ("layer", "ranks", "pass", "MB sent", "off the node", "exchange, ms", "experts, ms")
+    return markdown(
+        (*columns, "ratio"),
+        [
+            (
+                f"`{row['shape']}`",
+                row["ranks"],
+                row["pass"],
+                number(row["sent_mb"]),
+                number(row["off_node_mb"]),
+                number(row["exchange_ms"]),
+                number(row["experts_ms"] + row["shared_ms"]),
+                f"{row['ratio']:.0%}",
+            )
+            for row in cost_rows(LAYERS, worlds(2, 8, 16), MACHINE)
+            if row["pass"] in SHOWN
+        ],
+    )
+
+
+def pays():
+    def until(tokens):
+        return "always" if tokens is None else tokens or "never"
+
+    columns = ("layer", "ranks", "pass", "EP", "FSDP2", "replicas")
+    return markdown(
+        (*columns, "faster than FSDP2 up to", "than replicas up to"),
+        [
+            (
+                f"`{row['shape']}`, {row['sizes'][0]} tokens",
+                row["ranks"],
+                row["pass"],
+                *(number(row[f"{way}_ms"]) for way in ("ep", "fsdp2", "replicas")),
+                *(until(row[f"tokens_{way}"]) for way in ("fsdp2", "replicas")),
+            )
+            for row in pays_rows(LAYERS, worlds(8, 32), MACHINE)
+            if row["pass"] in SHOWN
+        ],
+    )
+
+
+def memory():
+    """Weights and what belongs to them by ranks, and what the MoE layers keep."""
+    columns = ("model", "parameters", "for", *map(str, RANKS), "kept by 1", "kept by more")
+    rows = memory_rows(MODELS, worlds(*RANKS), MACHINE)
+    found = {(row["model"], row["ranks"]): row for row in rows}
+    lines = []
+    for model in MODELS:
+        first, second = found[model.name, 1], found[model.name, 2]
+        parameters = (first["experts"] + first["rest"]) * 1e-9
+        for use, name, kept in USES:
+            of_ranks = [found.get((model.name, ranks)) for ranks in RANKS]
+            sizes = ["–" if row is None else number(row[name]) for row in of_ranks]
+            last = number(first[kept]), number(second[kept])
+            lines.append((model.name, f"{parameters:.2f} B", use, *sizes, *last))
+    return markdown(columns, lines)
+
+
+def recipes():
+    """The fastest layout that fits, for each number of GPUs."""
+    lines = []
+    for gpus in (1, 8, 64):
+        rows = mesh_rows(LAYERS, gpus, World(1), MACHINE)
+        for layer in LAYERS:
+            for pass_name in SHOWN:
+                key = layer.shape.name, pass_name
+                of_case = [row for row in rows if (row["shape"], row["pass"]) == key]
+                best = next((row for row in of_case if row["fastest"]), None)
+                words = ("none fits", "", "") if best is None else layout(best)
+                lines.append((gpus, f"`{layer.shape.name}`", pass_name, *words))
+    return markdown(("GPUs", "layer", "pass", "layout", "ms a layer", "GB"), lines)
+
+
+def layout(row):
+    groups = row["gpus"] // row["ranks"]
+    size = "no EP" if row["ranks"] == 1 else f"EP of {row['ranks']}"
+    between = "" if groups == 1 else f", {groups} {named(row['between'])}"
+    return size + between, number(row["layer_ms"]), number(row["memory_gb"])
+
+
+def named(between):
+    return "groups that share weights by FSDP2" if between == "FSDP2" else "replicas"
+
+
+TABLES = {
+    "links": links,
+    "cost": cost,
+    "pays": pays,
+    "memory": memory,
+    "recipes": recipes,
+}
+
+
+def with_tables(page, tables=TABLES):
+    """The text of the page with the tables of today."""
+    for name, table in tables.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        page = re.sub(f"(?<={begin}).*(?={end})", lambda _, t=table: t(), page, flags=re.DOTALL)
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text()))
