@@ -6,6 +6,7 @@ Routers, shared experts, auxiliary losses, checkpoints, LoRA and ``generate`` st
 """
 
 import inspect
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from ironmoe.moe.adapters.huggingface_activation import decide, warn_once
 from ironmoe.moe.adapters.huggingface_loading import follow_recipes
 from ironmoe.moe.adapters.huggingface_routing import is_experts
 from ironmoe.moe.adapters.token_mask import current_token_mask, keep_token_masks
+from ironmoe.moe.exchange.eager import outside_graphs
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel
 
 NAME = "ironmoe"
@@ -24,6 +26,7 @@ NAME = "ironmoe"
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _Model = TypeVar("_Model", bound=nn.Module)
+_Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_in, w_out, b_in, b_out
 
 
 def register() -> None:
@@ -150,41 +153,67 @@ def experts_forward(
     """
     if not hasattr(self, "_ironmoe"):
         self._ironmoe = Choice(decide(self))
+    parallel: ExpertParallel | None = getattr(self, "expert_parallel", None)
+    if parallel is not None:
+        routing = _routing(self, top_k_index, top_k_weights, parallel.num_experts)
+        return _through_ranks(self, parallel, hidden_states, routing)
     weights = None if self._ironmoe.activation is None else _weights(self)
     if weights is None:
         return inspect.unwrap(type(self).forward)(self, hidden_states, top_k_index, top_k_weights)
-    w_in, w_out, b_in, b_out = weights
-    if self.is_transposed:
-        w_in, w_out = w_in.transpose(1, 2), w_out.transpose(1, 2)
-    parallel: ExpertParallel | None = getattr(self, "expert_parallel", None)
-    num_experts = w_in.shape[0] if parallel is None else parallel.num_experts
-    experts_TK = top_k_index.clamp(max=num_experts).to(torch.int32)
-    real_T = _real_tokens(self, hidden_states.shape[0])
-    if real_T is not None:
-        padding_T1 = ~real_T.to(experts_TK.device)[:, None]
-        experts_TK = experts_TK.masked_fill(padding_T1, num_experts)
-    routing = Routing(top_k_weights, experts_TK)
-
-    def experts(x_TD: Tensor, own: Routing) -> Tensor:
-        options = {"b_in": b_in, "b_out": b_out, "activation": self._ironmoe.activation}
-        return expert_mlp(x_TD, w_in, w_out, own, **options)
-
-    if parallel is None:
-        y_TD = experts(hidden_states, routing)
-    else:
-        y_TD = parallel(
-            hidden_states,
-            routing,
-            None,
-            experts=experts,
-            layer=experts,
-            weights_need_grad=any(w is not None and w.requires_grad for w in weights),
-        )
+    routing = _routing(self, top_k_index, top_k_weights, weights[0].shape[0])
+    y_TD = _product(self, weights, hidden_states, routing)
     # autocast computes in its own dtype; the model's experts return that of their input
     return y_TD.to(hidden_states.dtype)
 
 
-def _weights(experts: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None:
+@outside_graphs
+def _through_ranks(
+    experts: Any, parallel: ExpertParallel, x_TD: Tensor, routing: Routing
+) -> Tensor:
+    """The same where the experts are on several ranks."""
+    weights = _weights(experts)
+    if weights is None:
+        raise TypeError(
+            f"experts that are shared out over ranks must have float weights, got a "
+            f"{type(experts).__name__} whose weights kernels cannot read"
+        )
+    product = partial(_product, experts, weights)
+    y_TD = parallel(
+        x_TD,
+        routing,
+        None,
+        experts=product,
+        layer=product,
+        weights_need_grad=any(w is not None and w.requires_grad for w in weights),
+    )
+    return y_TD.to(x_TD.dtype)
+
+
+def _routing(experts: Any, top_k_index: Tensor, top_k_weights: Tensor, num_experts: int) -> Routing:
+    """The choices (T, K) as the kernels take them. Those of padding are dropped.
+
+    Under transformers' own expert parallelism rows may be those of other ranks, so nobody knows
+    which are padding.
+    """
+    experts_TK = top_k_index.clamp(max=num_experts).to(torch.int32)
+    has_other_rows = getattr(experts, "_is_expert_parallel", False)
+    real_T = None if has_other_rows else current_token_mask(len(experts_TK))
+    if real_T is not None:
+        padding_T1 = ~real_T.to(experts_TK.device)[:, None]
+        experts_TK = experts_TK.masked_fill(padding_T1, num_experts)
+    return Routing(top_k_weights, experts_TK)
+
+
+def _product(experts: Any, weights: _Weights, x_TD: Tensor, routing: Routing) -> Tensor:
+    """y (T, D) by the experts of this process."""
+    w_in, w_out, b_in, b_out = weights
+    if experts.is_transposed:
+        w_in, w_out = w_in.transpose(1, 2), w_out.transpose(1, 2)
+    activation = experts._ironmoe.activation
+    return expert_mlp(x_TD, w_in, w_out, routing, b_in=b_in, b_out=b_out, activation=activation)
+
+
+def _weights(experts: Any) -> _Weights | None:
     """w_in, w_out, b_in, b_out as the module has them now, of the experts of this rank; None and a
     warning if the kernels cannot read one. It is asked at each forward, because weights may be
     quantised after ``patch``."""
@@ -200,14 +229,6 @@ def _weights(experts: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None
             warn_once(experts, f"a weight is a {type(weight).__name__} that kernels cannot read")
             return None
     return w_in, w_out, b_in, b_out
-
-
-def _real_tokens(experts: Any, num_rows: int) -> Tensor | None:
-    """(T,) bool, which tokens are no padding; None where that is not known. So it is under
-    transformers' own expert parallelism, where rows may be those of other ranks."""
-    if getattr(experts, "_is_expert_parallel", False):
-        return None
-    return current_token_mask(num_rows)
 
 
 def _is_shared_out(weight: Tensor) -> bool:

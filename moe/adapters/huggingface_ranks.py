@@ -7,7 +7,7 @@ from torch import nn
 
 from ironmoe.moe.adapters.huggingface import NAME, Choice
 from ironmoe.moe.adapters.huggingface_activation import decide
-from ironmoe.moe.adapters.huggingface_routing import is_experts
+from ironmoe.moe.adapters.huggingface_routing import ExpertSite, expert_sites
 from ironmoe.moe.adapters.huggingface_saving import keep_recipes
 from ironmoe.moe.adapters.recorded import recipe_of_model
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel
@@ -20,36 +20,45 @@ class PatchedExperts(nn.Module):
     holds nothing of its own and is made anew wherever it is asked for.
 
     Args:
-        experts: the Experts module.
-        outside: it, or the outermost wrapper of another library around it; name: of that.
+        site: the Experts module, and the router beside it.
+        outside: the Experts module, or the outermost wrapper of another library around it; name: of
+            that in the model.
         block: the module that calls it; None where the model is the Experts module.
     """
 
     def __init__(
-        self, experts: Any, outside: nn.Module, name: str, block: nn.Module | None
+        self, site: ExpertSite, outside: nn.Module, name: str, block: nn.Module | None
     ) -> None:
         super().__init__()
         self.name = name
         self.outside = outside
-        self._beside = (experts, block)  # in a tuple, so that weights count once
+        self._beside = (site, block)  # in a tuple, so that only weights of experts are its own
+
+    def _experts(self) -> Any:
+        return self._beside[0].experts
+
+    @property
+    def router(self) -> nn.Module | None:
+        """The model's own, whose losses are the model's own, too."""
+        return self._beside[0].router
 
     @property
     def num_experts(self) -> int:
         """E of the whole layer."""
-        experts, _ = self._beside
+        experts = self._experts()
         weight = experts.gate_up_proj if experts.has_gate else experts.up_proj
         return int(weight.shape[0])
 
     @property
     def expert_parallel(self) -> ExpertParallel | None:
         """How the experts are shared out. The Experts module remembers it, for its forward."""
-        experts, _ = self._beside
+        experts = self._experts()
         state: ExpertParallel | None = vars(experts).get("expert_parallel")
         return state
 
     @expert_parallel.setter
     def expert_parallel(self, state: ExpertParallel) -> None:
-        experts, block = self._beside
+        experts, block = self._experts(), self._beside[1]
         experts.expert_parallel = state
         keep_recipes(recipe_of_model)  # which refuses to save a part
         if block is not None:
@@ -63,7 +72,7 @@ class PatchedExperts(nn.Module):
         Raises:
             ValueError: the model is not patched, or this module keeps its own eager forward.
         """
-        experts, _ = self._beside
+        experts = self._experts()
         selected = experts.config._experts_implementation
         if selected != NAME:
             raise ValueError(
@@ -84,14 +93,13 @@ class PatchedExperts(nn.Module):
 def patched_experts(model: nn.Module) -> dict[str, PatchedExperts]:
     """Each Experts module of a model by its name, patched or not."""
     layers = {}
-    for name, module in model.named_modules():
-        if is_experts(module):
-            path = name.split(".")
-            while len(path) > 1 and path[-1] in WRAPPERS:
-                path.pop()
-            around = ".".join(path)
-            block = model.get_submodule(".".join(path[:-1])) if around else None
-            layers[name] = PatchedExperts(module, model.get_submodule(around), around, block)
+    for site in expert_sites(model):
+        path = site.name.split(".")
+        while len(path) > 1 and path[-1] in WRAPPERS:
+            path.pop()
+        around = ".".join(path)
+        block = model.get_submodule(".".join(path[:-1])) if around else None
+        layers[site.name] = PatchedExperts(site, model.get_submodule(around), around, block)
     return layers
 
 

@@ -1,16 +1,12 @@
 """Patched Hugging Face models on two ranks: experts shared out by ``parallelize``, and by
 transformers' own expert-parallel plan, against one process."""
 
-from pathlib import Path
-
 import pytest
-import two_processes
 from two_processes import run_in_two_processes
 
 pytest.importorskip("transformers", minversion="5.17")
 
-IMPORTS = f"""
-sys.path.insert(0, {str(Path(two_processes.__file__).parent)!r})
+IMPORTS = """
 torch.set_flush_denormal(True)
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import copy, pytest, warnings
@@ -190,7 +186,7 @@ passed_so_far("parallelize")
 
 # refused, with words
 plain, alone, many = family("mixtral")
-with pytest.raises(ValueError, match=r"call ironmoe.moe.huggingface.patch\(model\) first"):
+with pytest.raises(ValueError, match="call ironmoe.moe.huggingface.patch.model. first"):
     parallelize(plain, EP)
 with pytest.raises(ValueError, match="MuseSparkExperts keeps the eager experts"):
     parallelize(family("muse_spark")[1], EP)
@@ -199,6 +195,8 @@ experts = [layer.mlp.experts for layer in tied.model.layers]
 experts[1].down_proj = experts[0].down_proj
 with pytest.raises(ValueError, match="got down_proj of model.layers.0.mlp.experts, which is also"):
     parallelize(tied, EP)
+with pytest.raises(ValueError, match="'rank' for a router .* got 'all' for a MixtralTopKRouter"):
+    parallelize(many, EP, aux_losses="all")
 parallelize(many, EP)
 with pytest.raises(ValueError, match="must not be parallelized yet"):
     parallelize(many, EP)

@@ -1,13 +1,9 @@
 """Upcycled models, and a ``VMoE`` with each kind of layer, on two ranks: against one process that
 has the images of both."""
 
-from pathlib import Path
-
-import two_processes
 from two_processes import run_in_two_processes
 
-IMPORTS = f"""
-sys.path.insert(0, {str(Path(two_processes.__file__).parent)!r})
+IMPORTS = """
 torch.set_flush_denormal(True)
 import copy, functools, pytest
 import torch._dynamo  # an optimizer imports it
