@@ -48,7 +48,8 @@ def _ranks_of_weights(models: Iterable[nn.Module]) -> Iterator[tuple[tuple[int, 
         if not is_sharded(model):
             continue
         give_back_gathered(model)
-        for weight in model.parameters():
+        weights: Iterable[Any] = model.parameters()
+        for weight in weights:
             if hasattr(weight, "device_mesh"):
                 mesh = weight.device_mesh
                 over = [d for d, each in enumerate(weight.placements) if not each.is_replicate()]
