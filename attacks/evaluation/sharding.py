@@ -61,7 +61,7 @@ class Shard(NamedTuple):
         shares, the later state."""
         parts = self.gather_objects(records)
         if len(parts) == 1:
-            return parts[0]  # type: ignore[no-any-return]
+            return parts[0]
         together = Records()
         for record in (record for part in parts for record in part):
             together.add(record)
@@ -84,7 +84,7 @@ class Shard(NamedTuple):
         result, failed = self.agreed(done)
         if failed is not None:
             raise failed
-        return result  # type: ignore[no-any-return]
+        return result
 
     def check_same(self, arguments: dict[str, Any]) -> None:
         """RanksDisagreeError: the processes of this replica come with other arguments, by name."""
