@@ -136,7 +136,9 @@ def evaluate(
         raise ValueError("keep_adversarial='journal' must come with a journal, got none")
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
-    described = {name: describe_attack(attack) for name, attack in attacks.items()}
+    described: dict[str, Any] = {}
+    if journal is not None or shard.group is not None:
+        described = {name: describe_attack(attack) for name, attack in attacks.items()}
     shard.check_same(
         {
             "attacks": described,
@@ -144,10 +146,11 @@ def evaluate(
             "batch_size": batch_size,
             "passes": passes,
             "max_forwards": max_forwards,
-            "max_seconds": max_seconds is None,
+            "max_seconds": max_seconds,
             "on_bad": on_bad,
             "checks": checks,
             "keep_adversarial": keep_adversarial,
+            "journal": None if journal is None else str(journal),
         }
     )
     most = None if max_forwards is None else shard.share(max_forwards)
