@@ -82,10 +82,14 @@ def _placed(local: Tensor, weight: nn.Parameter) -> Tensor:
     """What this process holds of a gradient, as the gradient of the weight."""
     if not isinstance(weight, DTensor):
         return local
-    sizes = {"shape": weight.shape, "stride": weight.stride()}
-    mesh, placements = weight.device_mesh, weight.placements
-    whole: Tensor = DTensor.from_local(local, mesh, placements, run_check=False, **sizes)
-    return whole
+    return DTensor.from_local(
+        local,
+        weight.device_mesh,
+        weight.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )
 
 
 def _with_gradient_anywhere(
