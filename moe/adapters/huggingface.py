@@ -197,7 +197,7 @@ def _routing(experts: Any, top_k_index: Tensor, top_k_weights: Tensor, num_exper
     """
     experts_TK = top_k_index.clamp(max=num_experts).to(torch.int32)
     has_other_rows = getattr(experts, "_is_expert_parallel", False)
-    real_T = None if has_other_rows else current_token_mask(len(experts_TK))
+    real_T = None if has_other_rows else current_token_mask(experts_TK.shape[0])
     if real_T is not None:
         padding_T1 = ~real_T.to(experts_TK.device)[:, None]
         experts_TK = experts_TK.masked_fill(padding_T1, num_experts)

@@ -309,13 +309,14 @@ def own_plan():
         config = transformers.distributed.DistributedConfig(ep_size=2, **plans[plan])
         batch = texts(rank if plan == "FSDP2" else 1)
         results = []
-        for run in (lambda model: model, huggingface.patch):
+        for experts, is_patched in (("eager", False), ("eager", True), ("ironmoe", False)):
             model = type(plain).from_pretrained(
-                name, dtype=torch.float64, distributed_config=config, experts_implementation="eager"
+                name, dtype=torch.float64, distributed_config=config, experts_implementation=experts
             )
             assert hasattr(model.model.layers[0].mlp.experts.down_proj, "device_mesh")
-            results.append(of_model(run(model), *batch))
+            results.append(of_model(huggingface.patch(model) if is_patched else model, *batch))
         same(f"{name}: {plan}", results[1], results[0])
+        same(f"{name}: {plan} and no patch", results[2], results[0])
         # With FSDP2 on gloo, where each expert lies on one rank, transformers 5.24 divides the
         # gradients of experts by 2, and so does FSDP2 of torch 2.13: they are half of those of one
         # process, patched or not. So there one is compared with the other alone.
