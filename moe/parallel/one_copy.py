@@ -48,7 +48,7 @@ def _ranks_of_weights(models: Iterable[nn.Module]) -> Iterator[tuple[tuple[int, 
         if not is_sharded(model):
             continue
         give_back_gathered(model)
-        weights: Any = model.parameters()
+        weights: Iterable[Any] = model.parameters()
         for weight in weights:
             if hasattr(weight, "device_mesh"):
                 mesh = weight.device_mesh

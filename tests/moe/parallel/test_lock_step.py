@@ -185,8 +185,11 @@ def nested_inputs_and_outputs():
     inputs = {"tokens": x, "scale": torch.arange(3.0).double(), "table": torch.ones(7)}
     wanted = plain(**inputs)
     with in_step(shared):
-        found = shared(**inputs)
-    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+        parts = shared(**inputs)
+        with trace_routing(shared):
+            whole = shared(**inputs)
+    for found in (parts, whole):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 def places_for_all():
     """A bound of the buffers drops no row here, and is back afterwards."""
