@@ -116,8 +116,8 @@ def current_shard(*models: Any) -> Shard:
 def check_whole(shard: Shard, *models: object) -> None:
     """ValueError: a model has its weights in several processes, and each of these takes other
     examples. Passes in which all of them must take part would wait for ever."""
-    is_alone = shard.world == 1 or shard.group is not None
-    if not is_alone and any(isinstance(m, nn.Module) and is_sharded(m) for m in models):
+    takes_others = shard.world > 1 and shard.group is None
+    if takes_others and any(isinstance(m, nn.Module) and is_sharded(m) for m in models):
         raise ValueError(
             "model must have all of its weights in each process, got weights that are sharded, as "
             "by FSDP2 or expert parallelism: call this in a block 'with in_step(model):' "

@@ -16,7 +16,6 @@ SELECTION = 100  # copies that choose the class
     "model itself, and the models here are not trained with noise",
     settings=("certified_images", "samples", "sigma", "seed"),
     passes=lambda budget: 0.4 * budget.certified_images * (budget.samples + SELECTION),
-    needs_whole_weights=True,
     is_optional=True,
 )
 def certificates(subject: Subject, budget: Budget) -> Outcome:

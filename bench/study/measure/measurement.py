@@ -42,8 +42,8 @@ class Measurement(NamedTuple):
     """what: a sentence for the report; settings: the part of the budget that it depends on; passes:
     about how many forward and backward passes of one image it takes, for estimates of time;
     needs_experts: a dense model has no such numbers; needs_whole_weights: it does more than to call
-    the model, so one process measures it alone where others share the weights; is_optional: only
-    made if it is asked for;
+    the model, so one process measures it by itself where several could share the weights;
+    is_optional: only made if it is asked for;
     version: raise it when the same model would get other numbers, so that kept ones are not
     taken."""
 
