@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ironmoe.attacks import PGD, evaluate
 from ironmoe.attacks.training import AWP, EMA, PGDAT, TRADES, NonFiniteLoss, Standard
 from ironmoe.moe import MoE, TopKRouter
+from ironmoe.moe.distributed import in_step
 """
 
 MODELS = """
@@ -74,13 +75,15 @@ for name, kind in BY_PARTS.items():
 # The attacks of an evaluation end with a pass without gradients, in which FSDP2 keeps the weights
 # of its outermost module, and take part in training as before.
 model = fsdp(layers=(2,), **NOISY)
-PGD(model, eps=0.1, steps=1)(images[:2], labels[:2])
 try:
-    evaluate(model, (images, labels), [PGD(model, eps=0.1)])
+    PGD(model, eps=0.1, steps=1)(images[:2], labels[:2])
 except ValueError as error:
-    assert "model must have all of its weights in each process" in str(error)
+    assert "with in_step(model):" in str(error)
 else:
     raise AssertionError("processes would wait for each other")
+with in_step(model):
+    PGD(model, eps=0.1, steps=1)(images[:2], labels[:2])
+evaluate(model, (images, labels), [PGD(model, eps=0.1, steps=2)])
 method = Standard(model)
 check("after PGD", gradients(model, method, (rank,)), named)
 average = EMA(model)
