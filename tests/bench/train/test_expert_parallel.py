@@ -89,8 +89,12 @@ page.draw_training = lambda facts: {}
 labels = np.arange(40) % 4
 pictures = np.random.default_rng(0).random((4, 8, 8))
 np.savez("set.npz", images=pictures[labels] * 0.9, labels=labels)
-words = ("train --data set.npz --device cpu --batch-size 16 --eps 16 --steps 1 --epochs 2 "
-         "--ema 0.9")
+with open("tiny.py", "w") as file:
+    file.write("from ironmoe.moe import VMoE\\n\\ndef model():\\n    return VMoE(8, 4, 16, 2, 2, 16, 4, "
+               "moe_layers=(1,), num_experts=4, channels=1)\\n")
+sys.path.insert(0, os.getcwd())
+words = ("train --data set.npz --model tiny:model --device cpu --batch-size 16 --eps 16 --steps 1 "
+         "--epochs 2 --ema 0.9")
 
 def command(out, *options):
     try:
