@@ -59,6 +59,11 @@ class Ensemble(nn.Module):
         """(B, …) the mean of the models' outputs."""
         return self.each(images, *inputs, **named).mean(1)
 
+    def called_modules(self) -> list[nn.Module]:
+        """What ``ironmoe.moe.distributed.in_step`` looks after: some attacks call the models, and
+        not the ensemble."""
+        return list(self.members)
+
     def extra_repr(self) -> str:
         """The models that print themselves are left out."""
         others = [model for model in self.models if not isinstance(model, nn.Module)]

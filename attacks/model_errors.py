@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ironmoe.moe.exchange.errors import ExchangeError, RanksDisagreeError
+
 INSTEAD = "Square and HopSkipJump need no gradient"
 LABELS_WILL_DO = "HopSkipJump needs no more than labels"
 
@@ -23,6 +25,10 @@ class NoGradient(ValueError):
         self.instead = instead
         self.what = f"model must be differentiable with respect to its images, got {got}"
         super().__init__(f"{self.what}; {instead}")
+
+
+# not asked again: after these, other processes may not come to another pass
+AS_THEY_ARE = (NoGradient, ExchangeError, RanksDisagreeError)
 
 
 def check_not_labels(outputs: Tensor) -> None:
@@ -90,7 +96,7 @@ def taking_gradients(points: Tensor, ask: Callable[[Tensor], object]) -> Iterato
         yield
     except Exception as error:
         is_lack_of_memory = isinstance(error, MemoryError) or "memory" in str(error)
-        if not points.requires_grad or is_lack_of_memory or isinstance(error, NoGradient):
+        if not points.requires_grad or is_lack_of_memory or isinstance(error, AS_THEY_ARE):
             raise
         if not _answers(ask, points.detach()) or _answers(ask, points):
             raise

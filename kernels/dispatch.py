@@ -32,7 +32,7 @@ def plan_dispatch(experts: Tensor, num_experts: int) -> Dispatch:
         ValueError: wrong shape or dtype, or (on CPU, where looking is free) an index out of range.
             On a GPU such a choice is dropped.
     """
-    _check(experts, num_experts)
+    check_choices(experts, num_experts)
     if takes_operators(experts) and not transformed():
         return Dispatch(*plan_dispatch_op(experts, num_experts, None)[:4])
     return _sorted(experts, num_experts)
@@ -42,7 +42,7 @@ def plan_with_tiles(
     experts: Tensor, num_experts: int, dtype: torch.dtype
 ) -> tuple[Dispatch, Tensor | None]:
     """``plan_dispatch`` and ``tiles_ahead`` for products in ``dtype`` as one operator."""
-    _check(experts, num_experts)
+    check_choices(experts, num_experts)
     if exporting():
         return Dispatch(*plan_dispatch_op(experts, num_experts, None)[:4]), None
     *dispatch, tiles = plan_dispatch_op(experts, num_experts, dtype)
@@ -58,7 +58,9 @@ def tiles_ahead(offsets: Tensor, num_rows: int, dtype: torch.dtype) -> Tensor | 
     return None if exporting() else plan_tiles(offsets, num_rows, dtype)
 
 
-def _check(experts: Tensor, num_experts: int) -> None:
+def check_choices(experts: Tensor, num_experts: int) -> None:
+    """ValueError that names what is wrong: experts must be integers (T, K), and on CPU, where
+    looking is free, from 0 to E."""
     if num_experts < 1:
         raise ValueError(f"num_experts must be at least 1, got {num_experts}")
     if experts.ndim != 2 or experts.is_floating_point() or experts.dtype == torch.bool:

@@ -148,7 +148,7 @@ def _by_operators(
     x, gates, w_in, w_out, b_in, b_out = [with_own_node(t) for t in inputs] if records else inputs
     offsets, row_token, row_slot, slot_row = dispatch
 
-    def up() -> tuple[Tensor, Tensor]:
+    def up(x: Tensor, w_in: Tensor, b_in: Tensor | None) -> tuple[Tensor, Tensor]:
         return grouped_matmul_op(
             x,
             w_in,
@@ -162,8 +162,9 @@ def _by_operators(
             precision=precision,
         )
 
-    hidden, activated = up()
-    with recomputed((hidden,), lambda: up()[:1], (x, w_in, b_in), recompute and records):
+    sources = (x, w_in, b_in)
+    hidden, activated = up(*sources)
+    with recomputed((hidden,), lambda *again: up(*again)[:1], sources, recompute and records):
         return expert_down_op(
             gates,
             w_out,
@@ -189,7 +190,7 @@ def _by_tiles(inputs: Any, act: Activation, dispatch: Dispatch, recompute: bool)
     hidden = _Up.apply(x, w_in, b_in, dispatch, plan)
     with recomputed(
         hidden,
-        lambda: product_tiles(x, w_in, b_in, dispatch.row_token, plan),
+        lambda x, w_in, b_in: product_tiles(x, w_in, b_in, dispatch.row_token, plan),
         (x, w_in, b_in),
         recompute,
     ):

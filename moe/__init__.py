@@ -5,13 +5,15 @@ from ironmoe.kernels import ExpertGroups, Routing
 from ironmoe.moe.adapters.upcycle import upcycle, upcycle_by_recipe
 from ironmoe.moe.adapters.upcycled_files import load_upcycled, recipe_of, save_upcycled
 from ironmoe.moe.checkpoints.errors import CheckpointError
-from ironmoe.moe.checkpoints.read import read_vmoe_checkpoint
-from ironmoe.moe.checkpoints.read_npz import read_npz_checkpoint
+from ironmoe.moe.checkpoints.read import open_vmoe_checkpoint, read_vmoe_checkpoint
+from ironmoe.moe.checkpoints.read_npz import open_npz_checkpoint, read_npz_checkpoint
 from ironmoe.moe.checkpoints.write import write_vmoe_checkpoint
 from ironmoe.moe.freeze import freeze_weights
 from ironmoe.moe.layers.expert_linear import ExpertLinear
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.layers.soft import SoftMoE
+from ironmoe.moe.offload.offload import offload_experts
+from ironmoe.moe.offload.stacks import ExpertOffload
 from ironmoe.moe.routers.balance import (
     choice_counts,
     deepseek_balance_loss,
@@ -50,6 +52,7 @@ __all__ = [
     "ExpertChoiceRouter",
     "ExpertGroups",
     "ExpertLinear",
+    "ExpertOffload",
     "LayerTrace",
     "MoE",
     "RouterHealth",
@@ -71,6 +74,9 @@ __all__ = [
     "load_loss",
     "load_upcycled",
     "mixtral_balance_loss",
+    "offload_experts",
+    "open_npz_checkpoint",
+    "open_vmoe_checkpoint",
     "pad_images",
     "read_npz_checkpoint",
     "read_vmoe_checkpoint",

@@ -113,6 +113,11 @@ def certify(
 
     shard = current_shard()
     check_whole(shard, model)
+    if journal is not None and shard.group is not None:
+        raise ValueError(
+            "journal must be None in a block of in_step, whose processes would all write it, got "
+            f"{str(journal)!r}"
+        )
     check_separate(model)
     attack = as_attack(model, bounds, normalize, logits_fn)
     draws = ((Draw.SELECTION, selection), (Draw.ESTIMATE, samples))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.moe import freeze_weights
+from ironmoe.moe.parallel.lock_step import check_in_step
 from ironmoe.moe.routers.aux_losses import AuxLosses
 
 
@@ -18,7 +19,11 @@ def borrowed(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     each parameter, the auxiliary losses that a layer holds for their collection, the random state
     of CPU and of every GPU in use. ``.grad`` is never written. A callable that is no nn.Module has
     no such state.
+
+    Raises:
+        ValueError: other processes have a part of the weights, and this is no block of ``in_step``.
     """
+    check_in_step(model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -2,24 +2,36 @@
 callers say what they spent."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 
 class Budget:
     """What an evaluation may cost. A forward pass of one image is one forward. Callers ask before
-    they begin anything, so that nothing goes beyond the limit."""
+    they begin anything, so that nothing goes beyond the limit.
 
-    def __init__(self, max_forwards: int | None = None, max_seconds: float | None = None) -> None:
+    agreed: what processes that do the same take for true, where their clocks differ.
+    """
+
+    def __init__(
+        self,
+        max_forwards: int | None = None,
+        max_seconds: float | None = None,
+        agreed: Callable[[bool], bool] = bool,
+    ) -> None:
         for name, value in {"max_forwards": max_forwards, "max_seconds": max_seconds}.items():
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must be at least 0 or None, got {value}")
         self.max_forwards = max_forwards
         self.max_seconds = max_seconds
+        self.agreed = agreed
         self.began = time.monotonic()
 
     def allows(self, spent: int, more: int) -> bool:
         """Whether ``more`` forwards may follow the ``spent`` ones, now."""
-        in_time = self.max_seconds is None or time.monotonic() - self.began < self.max_seconds
+        in_time = True
+        if self.max_seconds is not None:
+            in_time = self.agreed(time.monotonic() - self.began < self.max_seconds)
         return in_time and (self.max_forwards is None or spent + more <= self.max_forwards)
 
     def left(self, spent: int) -> float:

@@ -1,7 +1,6 @@
 """Models whose images influence each other: which images must stay together, and which attacks
 cannot take them."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ironmoe.attacks.engine.search import Search
-from ironmoe.moe.routers.groups import Grouped
+from ironmoe.moe.routers.groups import Grouped, images_in_group
 
 
 def images_coupled(model: Any) -> bool:
@@ -29,12 +28,7 @@ def images_per_unit(model: Any, batch_size: int) -> int:
     of tokens that need not be whole images."""
     if not images_coupled(model):
         return 1
-    groups = [module for module in model.modules() if isinstance(module, Grouped)]
-    if any(group.images_per_group is None for group in groups):
-        return batch_size
-    return math.lcm(
-        *(group.images_per_group for group in groups if group.images_per_group is not None)
-    )
+    return images_in_group(model) or batch_size
 
 
 def check_groups(attacks: Iterable[Search], unit_size: int) -> None:

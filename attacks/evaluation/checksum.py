@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ironmoe.attacks.user_warning import warn_user
+from ironmoe.moe.sharded import give_back_gathered, printed_without_fsdp
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 NOT_ITS_OWN = re.compile(r"[./]?___torch_mangle_\d+|\bcuda:\d+\b|\bcpu\b")
@@ -57,10 +58,14 @@ def model_digest(model: Any) -> str:
     - a graph of ``torch.export`` or ``torch.fx``: its code and its constants;
     - a module without parameters: its attributes, and the files that its classes are written in.
       A UserWarning names a class whose file cannot be read.
+
+    Weights that are shared out over processes count as the whole ones; each of these processes must
+    call it.
     """
     if not isinstance(model, nn.Module):
         return str(getattr(model, "__qualname__", type(model).__qualname__))
-    digest = hashlib.sha256(ADDRESS.sub("", repr(model)).encode())
+    give_back_gathered(model)
+    digest = hashlib.sha256(ADDRESS.sub("", printed_without_fsdp(model)).encode())
     for name, value in model.state_dict().items():
         is_packed = isinstance(value, tuple)  # the weight and the bias of a quantised layer
         for tensor in value if is_packed else (value,):
@@ -100,8 +105,9 @@ def unsaved_digest(model: nn.Module) -> str | None:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    """The values of a tensor of any dtype."""
-    plain = tensor.detach().cpu()
+    """The values of a tensor of any dtype; of one that is shared out over processes, all."""
+    whole = tensor.detach()
+    plain = (whole.full_tensor() if hasattr(whole, "full_tensor") else whole).cpu()
     plain = plain.dequantize() if plain.is_quantized else plain
     plain = plain if plain.layout == torch.strided else plain.to_dense()
     return plain.contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from ironmoe.attacks.attack import Attack
 from ironmoe.attacks.engine.attacked_model import Model
 from ironmoe.attacks.engine.borrow import borrowed
@@ -24,8 +26,10 @@ from ironmoe.attacks.evaluation.evaluation import Evaluation
 from ironmoe.attacks.evaluation.journal import Journal, passes_of_journal
 from ironmoe.attacks.evaluation.progress import Progress
 from ironmoe.attacks.evaluation.report import RobustnessReport
-from ironmoe.attacks.evaluation.sharding import check_whole, current_shard
+from ironmoe.attacks.evaluation.sharding import current_shard
+from ironmoe.attacks.evaluation.shared_journal import open_journal
 from ironmoe.attacks.evaluation.source import Batches, Source
+from ironmoe.moe.parallel.lock_step import in_step
 
 
 def evaluate(
@@ -51,6 +55,11 @@ def evaluate(
     examples, and each returns the whole report. What is found does not depend on batches, on the
     number of processes or on interruptions; on CPU only as far as the rounding of products of
     another batch size does not decide.
+
+    Processes that share the weights of a model (expert parallelism, FSDP2) are one: they take the
+    same examples and share the work of each pass (``ironmoe.moe.distributed.in_step``). Each of
+    them must give the same arguments. The first one of them writes the journal and calls
+    ``on_progress``, and its clock counts.
 
     Args:
         model: the model that is evaluated. The attacks were made for it (named again, so that no
@@ -105,12 +114,16 @@ def evaluate(
         TypeError: attacks, radii or data that are no such thing.
         JournalError: the folder is the journal of another evaluation, or another process writes to
             it.
+        RanksDisagreeError: processes that share the weights came with other arguments or images.
+        ExchangeError: one of them ended.
     """
     attacks = with_names(attacks, search_model)
     check_attacks(model, attacks, batch_size, search_model)
     check_passes(passes)
     target = target_of(model, search_model, attacks)
-    begun = None if journal is None else passes_of_journal(Path(journal))
+    shard = current_shard(model, search_model)
+    folder = None if journal is None else Path(journal)
+    begun = shard.first(lambda: None if folder is None else passes_of_journal(folder))
     if begun is None:
         check_shared(attacks)  # what was begun before this was refused goes on as it is
     passes = begun if passes is None else passes
@@ -123,9 +136,25 @@ def evaluate(
         raise ValueError("keep_adversarial='journal' must come with a journal, got none")
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
-    shard = current_shard()
-    check_whole(shard, model, search_model)
-    budget = Budget(None if max_forwards is None else shard.share(max_forwards), max_seconds)
+    described: dict[str, Any] = {}
+    if journal is not None or shard.group is not None:
+        described = {name: describe_attack(attack) for name, attack in attacks.items()}
+    shard.check_same(
+        {
+            "attacks": described,
+            "eps": eps if eps is None else [float(e) for e in eps],
+            "batch_size": batch_size,
+            "passes": passes,
+            "max_forwards": max_forwards,
+            "max_seconds": max_seconds,
+            "on_bad": on_bad,
+            "checks": checks,
+            "keep_adversarial": keep_adversarial,
+            "journal": None if journal is None else str(journal),
+        }
+    )
+    most = None if max_forwards is None else shard.share(max_forwards)
+    budget = Budget(most, max_seconds, shard.agreed)
     together = math.lcm(*unit_sizes)
     source = Source(data, list(attacks.values()), batch_size, together, shard, target)
 
@@ -146,12 +175,12 @@ def evaluate(
         passes=passes,
         target=target,
         skips_bad=on_bad == "skip",
-        on_progress=on_progress,
+        on_progress=on_progress if shard.is_first else None,
     )
 
-    def open_journal(passes: int) -> Journal:
+    def opened(passes: int) -> Journal:
         settings: dict[str, Any] = {
-            "attacks": {name: describe_attack(attack) for name, attack in attacks.items()},
+            "attacks": described,
             "eps": None if eps is None else sorted({float(e) for e in eps}),
             "model": model_digest(model),
             "units": unit_sizes,
@@ -161,11 +190,16 @@ def evaluate(
             settings["passes"] = passes
         if target is not None:
             settings["search_model"] = model_digest(search_model)
-        return Journal(Path(str(journal)), settings, shard.rank)
+        return open_journal(Path(str(journal)), settings, shard)
 
+    modules = [each for each in (model, search_model) if isinstance(each, nn.Module)]
     try:
-        with borrowed(model), borrowed(model if search_model is None else search_model):
-            flags = evaluation.run(checks, None if journal is None else open_journal)
+        with (
+            in_step(*modules),
+            borrowed(model),
+            borrowed(model if search_model is None else search_model),
+        ):
+            flags = evaluation.run(checks, None if journal is None else opened)
     finally:
         if evaluation.journal is not None:
             evaluation.journal.close()

@@ -26,7 +26,8 @@ class Log:
     def __init__(
         self, version: str, prints: bool, path: Path | str | None, *, every: int = 250
     ) -> None:
-        first = current_shard().rank == 0
+        shard = current_shard()
+        first = shard.rank == 0 and shard.is_first
         self.version = version
         self.prints = prints and first
         self.path = path if first else None

@@ -14,6 +14,7 @@ from ironmoe.bench.common.errors import told
 from ironmoe.bench.data.sets import SKIP_BAD
 from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe.checkpoints.errors import CheckpointError
+from ironmoe.moe.exchange.errors import ExchangeError
 
 
 @contextmanager
@@ -32,7 +33,8 @@ def explained(loaded: LoadedModel) -> Iterator[None]:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         modules = [frame.f_globals.get("__name__", "") for frame in frames]
 
-        if any(module.startswith("torch.distributed") for module in modules):
+        is_of_exchange = any(module.startswith("torch.distributed") for module in modules)
+        if is_of_exchange or isinstance(error, ExchangeError):
             raise  # bench.common.processes finds out which process ended, and why
         if isinstance(error, NoGradient):
             has_scores = error.instead == INSTEAD

@@ -17,9 +17,9 @@ from ironmoe.bench.models.overrides import Overrides
 class AttackOptions(NamedTuple):
     """What the command line says.
 
-    ``checks``, the budgets, ``save_images`` and ``on_bad`` change nothing that is found, nor do the
-    workers of ``data``: a run may go on with others. ``passes`` and ``on_bad`` are those of
-    ``evaluate``.
+    ``checks``, the budgets, ``save_images``, ``on_bad``, ``offload_experts``, ``recompute`` and
+    ``expert_parallel`` change nothing that is found, nor do the workers of ``data``: a run may go
+    on with others. ``passes`` and ``on_bad`` are those of ``evaluate``.
     """
 
     checkpoint: Path | None
@@ -37,6 +37,9 @@ class AttackOptions(NamedTuple):
     passes: int | None = None
     on_bad: Literal["raise", "skip"] = "raise"
     weights: Path | None = None
+    offload_experts: bool = False
+    recompute: bool = False
+    expert_parallel: int = 1
 
     def settings(self, loaded: LoadedModel, images: AttackedImages) -> dict[str, Any]:
         """What makes two runs the same run."""

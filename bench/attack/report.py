@@ -26,11 +26,11 @@ def write_evaluation(
     outcome: EvaluationOutcome,
     settings: dict[str, Any],
     device: torch.device,
-    world: int,
+    world: tuple[int, int],
 ) -> None:
     """Write report.json, the tables, the PNGs and report.html into ``folder``.
 
-    world: how many processes took part.
+    world: how many processes took part, and how many of them have the experts together.
     """
     numbers = _numbers(outcome, settings, device, world)
     write_tables(folder, outcome)
@@ -81,7 +81,10 @@ def _of(fell: int, attempted: int) -> str:
 
 
 def _numbers(
-    outcome: EvaluationOutcome, settings: dict[str, Any], device: torch.device, world: int
+    outcome: EvaluationOutcome,
+    settings: dict[str, Any],
+    device: torch.device,
+    world: tuple[int, int],
 ) -> dict[str, Any]:
     """The content of report.json."""
     attacks = outcome.report.attacks
@@ -96,7 +99,8 @@ def _numbers(
         "settings": settings,
         "versions": versions(),
         "device": describe_device(device),
-        "processes": world,
+        "processes": world[0],
+        "expert_parallel": world[1],
         "seconds": outcome.report.seconds,
         "images": {
             "asked": len(outcome.images),

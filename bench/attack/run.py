@@ -12,12 +12,12 @@ from rich.console import Console
 
 from ironmoe.attacks import Attack, RobustnessReport, evaluate
 from ironmoe.attacks.engine.coupling import images_per_unit
+from ironmoe.bench.attack.afterwards import Asked, ask_again
 from ironmoe.bench.attack.attacked_images import (
     AttackedImages,
     attacked_images,
 )
 from ironmoe.bench.attack.failures import explained, too_small_a_budget
-from ironmoe.bench.attack.margins import margins_left
 from ironmoe.bench.attack.meter import Meter, Stopwatch
 from ironmoe.bench.attack.options import AttackOptions
 from ironmoe.bench.attack.outcome import EvaluationOutcome
@@ -25,18 +25,21 @@ from ironmoe.bench.attack.parts import parts_of
 from ironmoe.bench.attack.report import write_evaluation
 from ironmoe.bench.attack.saved.checks import all_checks
 from ironmoe.bench.attack.saved.found_images import INDEX, SaveError, check_form, save_found
-from ironmoe.bench.attack.suite import DTYPES
 from ironmoe.bench.attack.table import costs_table, heading, results_table
 from ironmoe.bench.attack.words import words
-from ironmoe.bench.common.measure import AttackSettings, measure_routing
 from ironmoe.bench.common.processes import Processes, own_device, processes
-from ironmoe.bench.common.radii import all_from_255, exact
+from ironmoe.bench.common.radii import all_from_255
 from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_folder
+from ironmoe.bench.models.expert_parallel import (
+    check_experts,
+    check_processes,
+    share_out_experts,
+)
 from ironmoe.bench.models.load import load_model
 from ironmoe.bench.models.loaded import LoadedModel
+from ironmoe.bench.models.memory import loading_device, save_memory
 from ironmoe.bench.models.pixels import wanted_size
 from ironmoe.bench.reports.tables import print_table
-from ironmoe.moe.routing.routed_layers import routing_sites
 
 KEPT_BYTES = 4_000_000_000  # final images that take more are not kept, and no report shows them
 
@@ -50,24 +53,30 @@ def run_attack_command(options: AttackOptions, console: Console) -> Path:
     Returns:
         The folder of the run.
     """
+    check_processes(options.expert_parallel)
     device = own_device(options.device)
-    evaluation = _prepared(options, device, console)
-    evaluation.check_size()
-
     with ExitStack() as shown:
+        evaluation = _prepared(options, device, console, shown)
+        evaluation.check_size()
         with processes(device) as group:
+            evaluation.share_out(group, device)
             meter = group.first(lambda: evaluation.begin(group, console))
             watch = Stopwatch() if meter is None else shown.enter_context(meter)
             report = evaluation.run(watch)
             seconds = group.largest(watch.ended(report))
             reading = evaluation.reading(group)
+            asked = None
+            if options.expert_parallel > 1:  # no process can ask the model alone
+                asked = evaluation.asked(report, meter, group)
         if meter is None:  # this is not the first process
             return evaluation.path
+        asked = asked or evaluation.asked(report, meter, Processes())
         report.seconds = meter.finish(report, seconds)
         report.checks = all_checks(meter.folder, report)
-        outcome = evaluation.outcome(report, meter, reading)
+        outcome = evaluation.outcome(report, meter, reading, asked)
 
-    write_evaluation(evaluation.path, outcome, evaluation.settings, device, group.world)
+    world = group.world, options.expert_parallel
+    write_evaluation(evaluation.path, outcome, evaluation.settings, device, world)
     _print(outcome, meter.folder, console)
     if options.save_images is not None:
         count = save_found(evaluation.path, outcome, options.save_images)
@@ -90,22 +99,28 @@ def _print(outcome: EvaluationOutcome, folder: RunFolder, console: Console) -> N
     _say(f"Image by image: {folder.path}/images.csv, table: {folder.path}/table.tex", console)
 
 
-def _prepared(options: AttackOptions, device: torch.device, console: Console) -> "_Evaluation":
+def _prepared(
+    options: AttackOptions, device: torch.device, console: Console, within: ExitStack
+) -> "_Evaluation":
     """Load the model, match its classes to those of the data, make the attacks."""
     loaded = load_model(
         options.checkpoint,
         options.model_spec,
-        device,
+        loading_device(device, offload=options.offload_experts),
         image_size=wanted_size(options.data.images, options.data.image_size, options.overrides),
         weights=options.weights,
         overrides=options.overrides,
     )
+    memory = {"offload": options.offload_experts, "recompute": options.recompute}
+    for line in save_memory(loaded.model, device, within, **memory):
+        _say(line, console)
     images = attacked_images(
         options.data,
         loaded,
         options.suite,
         is_asked=options.overrides.resize is not None or options.overrides.crop is not None,
     )
+    check_experts(loaded.model, loaded.name, options.expert_parallel)
     check_form(options.save_images, images.shape, options.suite.levels)
     attacks = options.suite.make(loaded.model)
 
@@ -174,6 +189,10 @@ class _Evaluation:
                 f"{self._final_bytes / 1e9:.1f} GB; take fewer --attack-images or attacks"
             )
 
+    def share_out(self, group: Processes, device: torch.device) -> None:
+        """Let processes hold the experts together, where the user wants that."""
+        share_out_experts(self.loaded.model, self.options.expert_parallel, device, group.world)
+
     def begin(self, group: Processes, console: Console) -> Meter:
         """Make or open the folder, in the first process."""
         needed = NEEDED_BYTES + (self._final_bytes if self._keeps_images else 0)
@@ -182,7 +201,7 @@ class _Evaluation:
         return Meter(
             folder,
             console,
-            world=group.world,
+            world=group.world // self.options.expert_parallel,
             images=len(self.images),
             attacks=len(self.attacks),
         )
@@ -219,8 +238,20 @@ class _Evaluation:
         rounded = group.largest(max(self.images.rounded, default=0.0))
         return _Reading(unread, group.largest(stream.waited), rounded)
 
+    def asked(self, report: RobustnessReport, meter: Meter | None, group: Processes) -> Asked:
+        """What the model is asked once more; all processes of the group do so in step."""
+        return ask_again(
+            self.loaded.model,
+            self.options,
+            self.images,
+            report,
+            keeps_images=self._keeps_images,
+            meter=meter,
+            group=group,
+        )
+
     def outcome(
-        self, report: RobustnessReport, meter: Meter, reading: _Reading
+        self, report: RobustnessReport, meter: Meter, reading: _Reading, asked: Asked
     ) -> EvaluationOutcome:
         """Everything that the report of the run is made from."""
         options = self.options
@@ -238,24 +269,19 @@ class _Evaluation:
                 world=meter.world,
             )
 
-        outcome = EvaluationOutcome(
+        return EvaluationOutcome(
             name=self.loaded.name,
             report=report,
             suite=options.suite,
             parts=parts,
             images=self.images,
-            margins=None,
-            routing=self._routing(report, meter),
+            margins=asked.margins,
+            routing=asked.routing,
             unread=reading.unread,
             waited=reading.waited,
             remarks=self._remarks(reading),
             together=images_per_unit(self.loaded.model, options.batch_size),
         )
-        if self._keeps_images and reached == len(self.images):
-            outcome.margins = margins_left(
-                self.loaded.model, report, outcome.labels, options.batch_size
-            )
-        return outcome
 
     def _remarks(self, reading: _Reading) -> list[str]:
         """What there is to say of the images when they have been read."""
@@ -266,58 +292,3 @@ class _Evaluation:
                 "none are shown."
             )
         return [note for note in notes if note]
-
-    def _routing(self, report: RobustnessReport, meter: Meter) -> list[dict[str, Any]]:
-        """What PGD at its full length does to the routing, at every eps.
-
-        The list is empty for a dense model, where a budget ended the evaluation, and where no image
-        is classified right.
-        """
-        if not routing_sites(self.loaded.model) or not report.complete:
-            return []
-        suite = self.options.suite
-        places = self._routed_places(report)
-        if not places:
-            return []
-
-        measured: list[Any] = []
-        for eps_255 in suite.eps_255:
-            name = f"results/routing{exact(eps_255)}.json"
-            if meter.folder.read(name) is None:
-                meter.say(f"routing at eps {exact(eps_255)}/255")
-                meter.folder.write(name, self._routing_at(eps_255, places))
-            measured.append(meter.folder.read(name))
-
-        meter.say("done")
-        return measured if measured[0]["images"] else []
-
-    def _routed_places(self, report: RobustnessReport) -> list[int]:
-        """The first images that are classified right; the first of all where images depend on those
-        beside them."""
-        most = min(AttackSettings().routing_images, self.options.batch_size)
-        if images_per_unit(self.loaded.model, self.options.batch_size) > 1:
-            return list(range(min(most, len(self.images))))
-        found: list[int] = report.clean_correct.nonzero().flatten()[:most].tolist()
-        return found
-
-    def _routing_at(self, eps_255: float, places: list[int]) -> dict[str, Any]:
-        suite = self.options.suite
-        settings = AttackSettings(
-            norm=suite.norm,
-            eps_255=suite.eps_255,
-            steps=suite.pgd_steps,
-            restarts=1,
-            alpha=suite.alpha,
-            images=self.options.data.most,
-        )
-
-        images, labels = self.images.at(places)
-        return measure_routing(
-            self.loaded.model,
-            images,
-            labels,
-            eps_255,
-            settings,
-            seed=suite.seed,
-            attack_dtype=DTYPES[suite.dtype],
-        )

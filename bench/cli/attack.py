@@ -166,12 +166,37 @@ def attack(
         ),
     ] = "raise",
     device: Device = "auto",
+    expert_parallel: Annotated[
+        int,
+        bounded(
+            "Under torchrun: so many processes hold the experts of a model together and work on "
+            "the same images, for models that are too large for one GPU. It divides the number of "
+            "processes.",
+            1,
+        ),
+    ] = 1,
     dtype: Annotated[
         str,
         typer.Option(
             help="{search_dtypes} for the search under autocast; verdicts are float32 in any case."
         ),
     ] = "float32",
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload-experts",
+            help="Keep experts in host memory and bring those that a pass uses to the GPU, one "
+            "layer after another: for models that are larger than it.",
+        ),
+    ] = False,
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            "--recompute",
+            help="Compute the pre-activations of experts again in the backward pass: less memory, "
+            "more time.",
+        ),
+    ] = False,
     out: Out = None,
     image_size: ImageSize = None,
     skip_bad: SkipBad = False,
@@ -205,6 +230,9 @@ def attack(
 
         torchrun --nproc-per-node 8 -m ironmoe.bench attack \
             --model hf:my-vit --data photos --attack autoattack
+
+        torchrun --nproc-per-node 8 -m ironmoe.bench attack \
+            --model hf:my-moe --data photos --expert-parallel 4
     """
     from ironmoe.bench.common.processes import is_first_process
 
@@ -273,6 +301,9 @@ def attack(
             passes=passes,
             on_bad=bad,
             weights=weights,
+            offload_experts=offload,
+            recompute=recompute,
+            expert_parallel=expert_parallel,
         )
         run_attack_command(options, console)
 

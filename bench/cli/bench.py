@@ -10,6 +10,7 @@ from ironmoe.bench.cli.benchmarks.attacks import bench_attacks
 from ironmoe.bench.cli.benchmarks.cpu import bench_cpu
 from ironmoe.bench.cli.benchmarks.images import bench_images
 from ironmoe.bench.cli.benchmarks.kernels import bench_kernels
+from ironmoe.bench.cli.benchmarks.offload import bench_offload
 from ironmoe.bench.cli.benchmarks.roofline import bench_roofline
 from ironmoe.bench.cli.benchmarks.rows import bench_compare, bench_plot
 from ironmoe.bench.cli.benchmarks.rows_options import Shapes
@@ -103,6 +104,7 @@ bench_app.command("kernels")(bench_kernels)
 bench_app.command("attacks")(bench_attacks)
 bench_app.command("training")(bench_training)
 bench_app.command("images")(bench_images)
+bench_app.command("offload")(bench_offload)
 bench_app.command("roofline")(bench_roofline)
 bench_app.command("scale")(bench_scale)
 bench_app.command("compare")(bench_compare)

@@ -115,6 +115,15 @@ def study(
         int | None,
         bounded("Models that are worked on at once. By default one for each core.", 1),
     ] = None,
+    expert_parallel: Annotated[
+        int,
+        bounded(
+            "Under **torchrun**: processes that work on one model together, each with a part of "
+            "its experts while it is measured. It must divide the number of processes; each group "
+            "of so many is one worker. The numbers are those of one process, to rounding.",
+            1,
+        ),
+    ] = 1,
     from_: Annotated[
         list[Path] | None,
         typer.Option(
@@ -143,8 +152,12 @@ def study(
         ironmoe study --quick
 
         ironmoe study --data digits --seeds 8 --arms dense,E8 --plan
+
+        torchrun --nproc-per-node 8 -m ironmoe.bench study --expert-parallel 2
     """
-    console = Console()
+    from ironmoe.bench.common.processes import is_first_process, number_started
+
+    console = Console(quiet=not is_first_process())
     with clear_errors(console):
         from ironmoe.bench.data.in_memory import load_data
         from ironmoe.bench.study.ladder.arms import LADDER
@@ -170,8 +183,11 @@ def study(
         if from_:
             others = [name for name in ctx.params if name not in WITH_FROM]
             _refuse(ctx, others, "--from goes together with --out alone")
-            join_studies(from_, out, console)
+            if is_first_process():
+                join_studies(from_, out, console)
             return
+        if number_started() > 1:
+            _refuse(ctx, ("processes",), "torchrun says how many processes there are")
         if model:
             _refuse(ctx, OF_LADDER, "--model takes the place of the ladder")
 
@@ -195,6 +211,7 @@ def study(
             budget=budget,
             measurements=tuple(dict.fromkeys(measured)),
             processes=processes or cores(),
+            expert_parallel=expert_parallel,
             out=out,
         )
         announce(loaded, console)

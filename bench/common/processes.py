@@ -20,6 +20,7 @@ import typer
 from torch.distributed.rendezvous import rendezvous
 
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.moe.exchange.errors import ExchangeError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # for slower processes; if one dies, torchrun ends the others
@@ -147,6 +148,11 @@ def _end_with_children() -> None:
     os._exit(1)
 
 
+def number_started() -> int:
+    """How many processes ``torchrun`` has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that prints."""
     return os.environ.get("RANK", "0") == "0"
@@ -198,7 +204,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
         OtherProcessEnded: this process waited for one that ended; the message says which failed,
             and why.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    if number_started() == 1:
         yield Processes()
         return
     if dist.is_initialized():
@@ -211,8 +217,21 @@ def processes(device: torch.device) -> Iterator[Processes]:
     )
     # After an error this process stays in the group until it ends: to leave it would be to wait for
     # exchanges that the other processes may never join.
-    try:
+    with telling_failures(store, rank):
         yield Processes(rank, world)
+    dist.destroy_process_group()
+
+
+@contextmanager
+def telling_failures(store: Any, rank: int) -> Iterator[None]:
+    """If the block fails in this process, the others learn why from the store that they share, as
+    soon as an exchange with this one fails.
+
+    Raises:
+        OtherProcessEnded: this is one of these others.
+    """
+    try:
+        yield
     except Exception as error:
         other = _other_end(error, store, rank)
         if other is not None:
@@ -221,7 +240,6 @@ def processes(device: torch.device) -> Iterator[Processes]:
         if not _first_says_so(error, store, rank):
             _mark_as_own(error)
         raise
-    dist.destroy_process_group()
 
 
 def _other_end(error: Exception, store: Any, rank: int) -> OtherProcessEnded | None:
@@ -260,9 +278,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _is_of_an_exchange(error: Exception) -> bool:
-    """Whether torch raised it while processes exchanged tensors. DTensors do so by operators."""
-    from ironmoe.moe.distributed import ExchangeError
-
+    """Whether it was raised while processes exchanged tensors. DTensors do so by operators."""
     if isinstance(error, ExchangeError):
         return True
     names = [

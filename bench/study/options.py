@@ -21,8 +21,9 @@ QUICK_ARMS, QUICK_SEEDS, QUICK_TRAININGS = ("dense", "E8", "E32"), 3, (STANDARD,
 class StudyOptions:
     """data: of which the test images are asked about; arms: names in LADDER; trainings: among
     TRAININGS; seeds: how many; first_seed: the first of them; models: handed in, as ``--model`` has
-    them, in place of the ladder; measurements: their names; processes: how many work; out: the
-    folder, None for one named after the settings."""
+    them, in place of the ladder; measurements: their names; processes: how many work, each on
+    a model of its own; expert_parallel: how many work on one model together, under torchrun, where
+    ``processes`` says nothing; out: the folder, None for one named after the settings."""
 
     data: ImageData
     arms: tuple[str, ...] = tuple(LADDER)
@@ -34,6 +35,7 @@ class StudyOptions:
     budget: Budget = field(default_factory=Budget)
     measurements: tuple[str, ...] = field(default_factory=usual_measurements)
     processes: int = 1
+    expert_parallel: int = 1
     out: Path | None = None
 
     @property

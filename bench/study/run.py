@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ironmoe.bench.study.report.gather import study_facts
 from ironmoe.bench.study.report.page import write_study_report
 from ironmoe.bench.study.work.collected import collected
 from ironmoe.bench.study.work.display import StudyDisplay
+from ironmoe.bench.study.work.group import work_group
 from ironmoe.bench.study.work.plan import announcement, make_plan
 from ironmoe.bench.study.work.processes import work
 from ironmoe.bench.study.work.tasks import Study, one_thread
@@ -39,14 +41,24 @@ LINES = 2  # levels of report.json whose entries have lines of their own
 def run_study(options: StudyOptions, console: Console, *, only_plan: bool = False) -> Path:
     """Train and measure what is not there yet, and write what it shows.
 
+    Under ``torchrun`` each group of ``options.expert_parallel`` processes is one worker, and the
+    first process of all prints and reports.
+
     only_plan: say how long it will take, and do nothing.
 
     Returns:
         The folder of the study.
     """
     path = options.out or default_folder("study", options.settings)
-    with one_thread():
+    with one_thread(), work_group(options.expert_parallel) as group:
+        if group.store is not None:
+            options = replace(options, processes=group.groups)
         study = Study(options, path)
+        if not group.is_first_of_all:
+            if not only_plan and group.begins():
+                study.worker(group).run(study.tasks, group.leave)
+            return path
+
         if only_plan and not path.exists():
             _say(f"Nothing is written; without --plan it would be to {path}/", console)
             _say(announcement(study, make_plan(study)), console)
@@ -58,10 +70,11 @@ def run_study(options: StudyOptions, console: Console, *, only_plan: bool = Fals
         _say(announcement(study, plan), console)
         if only_plan:
             return path
+        group.begin(is_work_left=bool(plan.left))
         if plan.left:
             folder.worked()
             with StudyDisplay(console, study.tasks, plan) as tell:
-                work(study, tell)
+                work(study, group, tell)
 
     kept = collected(study.tasks, study.store, study.images)
     facts = study_facts(study, kept, command=_command(), sessions=sessions_of(path))

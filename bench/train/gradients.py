@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from ironmoe.bench.train.parallel import number_of_processes
 from ironmoe.moe.exchange.group import Group
 from ironmoe.moe.parallel.copies import copies
-from ironmoe.moe.sharded import local_numbers
+from ironmoe.moe.sharded import local_values
 
 BUCKET = 2**24  # how many numbers travel at once
 
@@ -67,7 +67,7 @@ class MeanGradients:
         """The same for weights of which all these ranks have copies."""
         weights = _with_gradient_anywhere(weights, self._sums, ranks)
         own = (self._sums[w] if w in self._sums else torch.zeros_like(w) for w in weights)
-        sums = _summed(map(local_numbers, own), ranks)
+        sums = _summed(map(local_values, own), ranks)
         for weight, total in zip(weights, sums, strict=True):
             mean = _mean(total, self._parts * ranks.size, weight)
             weight.grad = _placed(mean, weight)
@@ -97,7 +97,7 @@ def _with_gradient_anywhere(
 ) -> list[nn.Parameter]:
     """Those of the weights that have a gradient on some rank."""
     here = torch.tensor([weight in gradients for weight in weights], dtype=torch.int32)
-    there = here.to(local_numbers(weights[0]).device)
+    there = here.to(local_values(weights[0]).device)
     ranks.sum(there)
     return [weight for weight, number in zip(weights, there.tolist(), strict=True) if number]
 

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from ironmoe.moe.distributed import parallelize
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.layers.ranks import same_values
+from ironmoe.moe.parallel.alone import is_alone
 from ironmoe.moe.parallel.blocks import blocks
 
 T = TypeVar("T")
@@ -67,13 +68,13 @@ def prepared(
 
 
 def number_of_processes() -> int:
-    """1 where ``torch.distributed`` is not initialised."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """1 where ``torch.distributed`` is not initialised, or this process trains by itself."""
+    return 1 if is_alone() else dist.get_world_size()
 
 
 def process_number() -> int:
-    """From 0; 0 where ``torch.distributed`` is not initialised."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """From 0; 0 where this process trains by itself."""
+    return 0 if is_alone() else dist.get_rank()
 
 
 @torch.no_grad()

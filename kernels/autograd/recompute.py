@@ -2,22 +2,24 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ironmoe.kernels.autograd.saved import hooks_around, saving
 
 
 @contextmanager
 def recomputed(
     hidden: Sequence[Tensor],
-    again: Callable[[], Sequence[Tensor]],
+    again: Callable[..., Sequence[Tensor]],
     sources: Sequence[Tensor | None],
     wanted: bool,
 ) -> Iterator[None]:
     """An operation inside the block that saves one of the tensors ``hidden`` saves its number
-    instead. In backward the tensor is computed again by ``again``, which reads ``sources``.
-
-    The graph edge of a saved tensor stays, so derivatives beyond the first are right as well.
+    instead. In backward the tensor is computed again by ``again(*sources)``. Hooks around the block
+    decide how the sources are kept.
 
     RuntimeError in backward: one of ``sources`` was modified in place in the meantime.
     """
@@ -26,30 +28,21 @@ def recomputed(
         return
     number = {_place(tensor): i for i, tensor in enumerate(hidden) if tensor.numel()}
     computed: dict[int, Tensor] = {}
-    versions = [_version(source) for source in sources]
+    pack, unpack = hooks_around()
+    kept: list[Any] = [None if source is None else pack(source) for source in sources]
 
-    def pack(tensor: Tensor) -> int | Tensor:
-        return number.get(_place(tensor), tensor)
+    def take(tensor: Tensor) -> int | None:
+        return number.get(_place(tensor))
 
-    def unpack(packed: int | Tensor) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        if packed not in computed:
-            if [_version(source) for source in sources] != versions:
-                raise RuntimeError(
-                    "with recompute=True x, w_in and b_in are read again in backward; one was "
-                    "modified in place"
-                )
+    def give(i: int) -> Tensor:
+        if i not in computed:
+            found = [None if packed is None else unpack(packed) for packed in kept]
             with torch.no_grad():
-                computed.update(enumerate(again()))
-        return computed.pop(packed)
+                computed.update(enumerate(again(*found)))
+        return computed.pop(i)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    with saving(take, give):
         yield
-
-
-def _version(tensor: Tensor | None) -> int:
-    return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
 def _place(tensor: Tensor) -> tuple[int, torch.Size]:

@@ -6,6 +6,7 @@ Routers, shared experts, auxiliary losses, checkpoints, LoRA and ``generate`` st
 """
 
 import inspect
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,12 +18,15 @@ from ironmoe.moe.adapters.huggingface_activation import decide, warn_once
 from ironmoe.moe.adapters.huggingface_loading import follow_recipes
 from ironmoe.moe.adapters.huggingface_routing import is_experts
 from ironmoe.moe.adapters.token_mask import current_token_mask, keep_token_masks
+from ironmoe.moe.exchange.eager import outside_graphs
+from ironmoe.moe.exchange.expert_parallel import ExpertParallel
 
 NAME = "ironmoe"
 """The name of this implementation in transformers, for ``experts_implementation``."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _Model = TypeVar("_Model", bound=nn.Module)
+_Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_in, w_out, b_in, b_out
 
 
 def register() -> None:
@@ -120,9 +124,14 @@ def patch(model: _Model) -> _Model:
 
 def unpatch(model: _Model) -> _Model:
     """Select again, config by config, what was selected before ``patch``. Returns ``model``.
-    ValueError if it is not patched."""
+    ValueError if it is not patched, or if its experts are shared out over ranks since then."""
     if "_ironmoe_before" not in vars(model):
         raise ValueError(f"model must have been patched, got a {type(model).__name__} that was not")
+    if any("expert_parallel" in vars(module) for module in model.modules() if is_experts(module)):
+        raise ValueError(
+            f"model must have whole experts to run transformers' own forward, got a "
+            f"{type(model).__name__} whose experts are shared out over ranks"
+        )
     for config, selected in vars(model).pop("_ironmoe_before"):
         config._experts_implementation_internal = selected
     _remove_hooks(model)
@@ -137,44 +146,84 @@ def experts_forward(
     """What transformers calls as the forward of an Experts module: hidden_states (T, D),
     top_k_index and top_k_weights (T, K).
 
-    An index of num_experts or more is another process's expert under expert parallelism: that
-    choice is dropped, and so are the choices of padding. Weights are read once, as attributes, so
-    that parametrizations (LoRA) work. Returns (T, D) in the dtype of ``hidden_states``.
+    An index of num_experts or more is another process's expert under transformers' expert
+    parallelism: that choice is dropped, and so are the choices of padding. Weights are read once,
+    as attributes, so that parametrizations (LoRA) work. Where ``parallelize`` has shared the
+    experts out, rows travel to them. Returns (T, D) in the dtype of ``hidden_states``.
     """
     if not hasattr(self, "_ironmoe"):
         self._ironmoe = Choice(decide(self))
+    parallel: ExpertParallel | None = getattr(self, "expert_parallel", None)
+    if parallel is not None:
+        routing = _routing(self, top_k_index, top_k_weights, parallel.num_experts)
+        return _through_ranks(self, parallel, hidden_states, routing)
     weights = None if self._ironmoe.activation is None else _weights(self)
     if weights is None:
         return inspect.unwrap(type(self).forward)(self, hidden_states, top_k_index, top_k_weights)
-    w_in, w_out, b_in, b_out = weights
-    if self.is_transposed:
-        w_in, w_out = w_in.transpose(1, 2), w_out.transpose(1, 2)
-    num_experts = w_in.shape[0]
-    experts_TK = top_k_index.clamp(max=num_experts).to(torch.int32)
-    real_T = current_token_mask(hidden_states.shape[0])
-    if real_T is not None:
-        padding_T1 = ~real_T.to(experts_TK.device)[:, None]
-        experts_TK = experts_TK.masked_fill(padding_T1, num_experts)
-    y_TD = expert_mlp(
-        hidden_states,
-        w_in,
-        w_out,
-        Routing(top_k_weights, experts_TK),
-        b_in=b_in,
-        b_out=b_out,
-        activation=self._ironmoe.activation,
-    )
+    routing = _routing(self, top_k_index, top_k_weights, weights[0].shape[0])
+    y_TD = _product(self, weights, hidden_states, routing)
     # autocast computes in its own dtype; the model's experts return that of their input
     return y_TD.to(hidden_states.dtype)
 
 
-def _weights(experts: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None:
-    """w_in, w_out, b_in, b_out as the module has them now; None and a warning if the kernels cannot
-    read one. It is asked at each forward, because weights may be quantised after ``patch``."""
+@outside_graphs
+def _through_ranks(
+    experts: Any, parallel: ExpertParallel, x_TD: Tensor, routing: Routing
+) -> Tensor:
+    """The same where the experts are on several ranks."""
+    weights = _weights(experts)
+    if weights is None:
+        raise TypeError(
+            f"experts that are shared out over ranks must have float weights, got a "
+            f"{type(experts).__name__} whose weights kernels cannot read"
+        )
+    product = partial(_product, experts, weights)
+    y_TD = parallel(
+        x_TD,
+        routing,
+        None,
+        experts=product,
+        layer=product,
+        weights_need_grad=any(w is not None and w.requires_grad for w in weights),
+    )
+    return y_TD.to(x_TD.dtype)
+
+
+def _routing(experts: Any, top_k_index: Tensor, top_k_weights: Tensor, num_experts: int) -> Routing:
+    """The choices (T, K) as the kernels take them. Those of padding are dropped.
+
+    Under transformers' own expert parallelism rows may be those of other ranks, so nobody knows
+    which are padding.
+    """
+    experts_TK = top_k_index.clamp(max=num_experts).to(torch.int32)
+    has_other_rows = getattr(experts, "_is_expert_parallel", False)
+    real_T = None if has_other_rows else current_token_mask(experts_TK.shape[0])
+    if real_T is not None:
+        padding_T1 = ~real_T.to(experts_TK.device)[:, None]
+        experts_TK = experts_TK.masked_fill(padding_T1, num_experts)
+    return Routing(top_k_weights, experts_TK)
+
+
+def _product(experts: Any, weights: _Weights, x_TD: Tensor, routing: Routing) -> Tensor:
+    """y (T, D) by the experts of this process."""
+    w_in, w_out, b_in, b_out = weights
+    if experts.is_transposed:
+        w_in, w_out = w_in.transpose(1, 2), w_out.transpose(1, 2)
+    activation = experts._ironmoe.activation
+    return expert_mlp(x_TD, w_in, w_out, routing, b_in=b_in, b_out=b_out, activation=activation)
+
+
+def _weights(experts: Any) -> _Weights | None:
+    """w_in, w_out, b_in, b_out as the module has them now, of the experts of this rank; None and a
+    warning if the kernels cannot read one. It is asked at each forward, because weights may be
+    quantised after ``patch``."""
     first = "gate_up_proj" if experts.has_gate else "up_proj"
     w_in, w_out = getattr(experts, first), experts.down_proj
     b_in = getattr(experts, f"{first}_bias") if experts.has_bias else None
     b_out = experts.down_proj_bias if experts.has_bias else None
+    parallel: ExpertParallel | None = getattr(experts, "expert_parallel", None)
+    if parallel is not None:
+        w_in, w_out, b_in, b_out = map(parallel.local, (w_in, w_out, b_in, b_out))
     for weight in (w_in, w_out, b_in, b_out):
         if weight is not None and not (weight.dtype in _FLOATS and holds_its_numbers(weight)):
             warn_once(experts, f"a weight is a {type(weight).__name__} that kernels cannot read")

@@ -1,7 +1,8 @@
 """What ``save_pretrained`` writes of an upcycled transformers model: its recipe, in config.json.
+It writes no model whose experts are shared out over ranks.
 
 transformers has no hook there that a module could use, so its method is wrapped once, when the
-first transformers model is upcycled or comes out of a pickle.
+first transformers model is upcycled, comes out of a pickle or is parallelized.
 """
 
 import inspect
@@ -24,8 +25,9 @@ GUARD = "call-ironmoe.moe.huggingface.register-first.safetensors"
 
 
 def keep_recipes(recipe_of: Callable[[nn.Module], Recipe | None]) -> None:
-    """From now on ``save_pretrained`` writes what ``recipe_of(model)`` returns, unless it is None.
-    Without transformers models in this process nothing happens."""
+    """From now on ``save_pretrained`` writes what ``recipe_of(model)`` returns, unless it is None,
+    and refuses to write a part of the experts. Without transformers models in this process nothing
+    happens."""
     if "transformers.modeling_utils" not in sys.modules:
         return
     from transformers import PreTrainedModel
@@ -38,10 +40,12 @@ def keep_recipes(recipe_of: Callable[[nn.Module], Recipe | None]) -> None:
 
     @wraps(save)
     def save_pretrained(self: Any, *arguments: Any, **options: Any) -> Any:
+        given = signature.bind(self, *arguments, **options).arguments
+        if given.get("state_dict") is None:
+            _check_whole(self)
         recipe = recipe_of(self)
         if recipe is None:
             return save(self, *arguments, **options)
-        given = signature.bind(self, *arguments, **options).arguments
         if given.get("push_to_hub"):
             raise ValueError(
                 "push_to_hub must be False for an upcycled model, got True: call "
@@ -58,6 +62,18 @@ def keep_recipes(recipe_of: Callable[[nn.Module], Recipe | None]) -> None:
 
     save_pretrained._ironmoe = True  # type: ignore[attr-defined]
     base.save_pretrained = save_pretrained
+
+
+def _check_whole(model: nn.Module) -> None:
+    """ValueError if the experts are shared out: to gather them is an exchange, which would wait for
+    ever where one rank saves alone."""
+    if any(getattr(module, "expert_parallel", None) is not None for module in model.modules()):
+        raise ValueError(
+            "state_dict must hold the whole weights of a model whose experts are shared out over "
+            "ranks, got None: let each rank call torch.distributed.checkpoint.state_dict."
+            "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), and "
+            "save_pretrained with what it returns"
+        )
 
 
 def _write(path: Path, recipe: Recipe) -> None:

@@ -11,6 +11,8 @@ from ironmoe.kernels.checks import check_module
 from ironmoe.moe.adapters.recipe import KEY, Recipe, steps_of
 from ironmoe.moe.adapters.recorded import recipe_of_model
 from ironmoe.moe.adapters.upcycle import upcycle_by_recipe
+from ironmoe.moe.checkpoints.safetensors_files import safetensors_module
+from ironmoe.moe.sharded import is_sharded
 
 _PathLike = str | os.PathLike[str]
 # The longest header that safetensors itself reads, in bytes.
@@ -22,17 +24,26 @@ def save_upcycled(model: nn.Module, path: _PathLike) -> None:
     metadata.
 
     Raises:
-        ValueError: no MLP of the model was upcycled.
+        ValueError: no MLP of the model was upcycled, or its weights are shared out over processes.
         ImportError: the safetensors package is missing.
         TypeError: the model is no module.
     """
     check_module(model)
+    if is_sharded(model):
+        # to gather them is an exchange, which would wait for ever where one process calls this
+        raise ValueError(
+            f"model must have whole weights, got a {type(model).__name__} whose weights are shared "
+            "out over processes: let each of them call ironmoe.moe.distributed.save_weights, and "
+            "keep recipe_of(model) for upcycle_by_recipe"
+        )
     recipe = recipe_of_model(model)
     if recipe is None:
         raise ValueError(
             f"model must have been upcycled, got a {type(model).__name__} without such a layer"
         )
-    _safetensors().save_model(model, os.fspath(path), metadata={KEY: json.dumps(recipe)})
+    safetensors_module().torch.save_model(
+        model, os.fspath(path), metadata={KEY: json.dumps(recipe)}
+    )
 
 
 def recipe_of(source: nn.Module | _PathLike) -> Recipe | None:
@@ -80,16 +91,8 @@ def load_upcycled(model: nn.Module, path: _PathLike) -> nn.Module:
     if recipe is None:
         raise ValueError(f"path must be a file that save_upcycled wrote, got {path}")
     upcycled = upcycle_by_recipe(model, recipe)
-    _safetensors().load_model(upcycled, os.fspath(path))
+    safetensors_module().torch.load_model(upcycled, os.fspath(path))
     return upcycled
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("this needs safetensors: pip install safetensors") from error
-    return safetensors.torch
 
 
 def _in_folder(folder: Path) -> Recipe | None:

@@ -2,14 +2,15 @@
 another library raises an error of its own."""
 
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, truncated, corrupt or foreign. The message names the file and, where
-    one is concerned, the leaf."""
+    """A checkpoint is missing, truncated, corrupt or foreign, or could not be written. The message
+    names the file and, where one is concerned, the leaf; with several processes, the rank that met
+    it."""
 
 
 def require(ok: bool, where: object, found: object, expected: str) -> None:
@@ -30,6 +31,12 @@ def reading(where: object, what: str) -> Iterator[None]:
         raise CheckpointError(
             f"{where}: found {type(error).__name__} ({error}), expected {what}"
         ) from error
+
+
+def some_names(names: Collection[str]) -> str:
+    """The first five names, and how many more there are."""
+    first, more = sorted(names)[:5], len(names) - 5
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "") or "none"
 
 
 def short(value: object) -> str:

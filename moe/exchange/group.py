@@ -1,24 +1,27 @@
 """The processes that share the experts of a layer."""
 
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ironmoe.moe.exchange.errors import members_of, naming_missing
 from ironmoe.moe.exchange.traffic import count
 
+T = TypeVar("T")
+
 _KNOWN: WeakKeyDictionary[Any, "Group"] = WeakKeyDictionary()
 
 
 def every_rank() -> "Group":
     """All processes. The first call is an exchange of all of them."""
-    return ranks_of(dist.group.WORLD)
+    return known_group(dist.group.WORLD)
 
 
-def ranks_of(process_group: Any) -> "Group":
-    """Those of a process group. The first call is an exchange of them."""
+def known_group(process_group: Any) -> "Group":
+    """The ranks of a process group. The first call is an exchange of all of them."""
     if process_group not in _KNOWN:
         _KNOWN[process_group] = Group(process_group)
     return _KNOWN[process_group]
@@ -64,17 +67,39 @@ class Group:
         with naming_missing(self.members, "a sum over ranks"):
             dist.all_reduce(values, group=self.process_group)
 
-    def broadcast(self, values: Tensor) -> None:
-        """Replace the values by those of the first rank."""
-        with naming_missing(self.members, "the copy of weights to all ranks"):
+    def broadcast(self, values: Tensor, what: str = "the copy of weights to all ranks") -> None:
+        """Replace the values by those of the first rank. what: they are, for an error."""
+        with naming_missing(self.members, what):
             dist.broadcast(values, src=self.members[0].rank, group=self.process_group)
 
-    def each(self, value: Any) -> list[Any]:
+    def gather(self, values: Tensor, what: str) -> Tensor:
+        """The values (R, …) of all ranks one below another, (P · R, …). what: they are, for an
+        error. Each rank gives as many."""
+        values = values.contiguous()
+        every = values.new_empty(self.size * len(values), *values.shape[1:])
+        if values.numel():
+            size = values.numel() * values.element_size()
+            count("in_step", [size] * self.size, self.rank)
+            # as bytes, since gloo does not have all dtypes
+            given, taken = (part.view(-1).view(torch.uint8) for part in (values, every))
+            with naming_missing(self.members, what):
+                parts = list(taken.chunk(self.size))
+                dist.all_gather(parts, given, group=self.process_group)
+        return every
+
+    def each(self, value: Any, what: str = "a comparison of settings between ranks") -> list[Any]:
         """The values that the ranks give, in their order."""
         values: list[Any] = [None] * self.size
-        with naming_missing(self.members, "a comparison of settings between ranks"):
+        with naming_missing(self.members, what):
             dist.all_gather_object(values, value, group=self.process_group)
         return values
+
+    def first(self, value: T, what: str) -> T:
+        """The value that the first rank gives; any object that can be pickled."""
+        values = [value]
+        with naming_missing(self.members, what):
+            dist.broadcast_object_list(values, src=self.members[0].rank, group=self.process_group)
+        return values[0]
 
     def __deepcopy__(self, _: Any) -> "Group":
         """A copy of a layer exchanges with the same processes."""

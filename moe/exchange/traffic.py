@@ -13,12 +13,14 @@ class Traffic:
         rows: bytes of rows, there and back, forward and backward.
         counts: bytes of the numbers that ranks tell each other first.
         sums: bytes that it gave into sums over ranks.
+        in_step: bytes that ranks in step give each other around the model (``in_step``).
         exchanges: how many of all these there were.
     """
 
     rows: int = 0
     counts: int = 0
     sums: int = 0
+    in_step: int = 0
     exchanges: int = 0
 
 

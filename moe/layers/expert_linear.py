@@ -5,13 +5,21 @@ Shape suffixes: T tokens, D their width, E experts, N outputs of an expert.
 
 import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from ironmoe.kernels import Dispatch, Routing
+
 # (x, w_in, b_in, w_out, b_out) → y
 TwoLayers = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None], Tensor]
+
+
+# (routing, the plan of its rows where there is one already) → their product with these weights
+ProductOf = Callable[[Routing, Dispatch | None], TwoLayers]
+# (the products of a layer, the routing, its plan) → what runs while the experts are offloaded
+Offloaded = Callable[[ProductOf, Routing, Dispatch | None], TwoLayers]
 
 
 class ExpertLinear(nn.Module):
@@ -90,3 +98,25 @@ def with_weights(fc1: nn.Module, fc2: nn.Module, x: Tensor, use: TwoLayers) -> T
         return fc2(x, with_both)
 
     return fc1(x, with_first)
+
+
+def run_experts(
+    layer: Any,
+    x: Tensor,
+    routing: Routing,
+    dispatch: Dispatch | None,
+    product_of: ProductOf,
+) -> Tensor:
+    """What the experts of a layer make of x: ``product_of(routing, dispatch)`` with all of their
+    weights, or, while they are offloaded, with those of the experts that have rows.
+
+    Args:
+        layer: a module with ``fc1`` and ``fc2`` as in ``with_weights``, and ``offloaded``, which is
+            None or an ``Offloaded``.
+    """
+    offloaded: Offloaded | None = layer.offloaded
+    if offloaded is None:
+        use = product_of(routing, dispatch)
+    else:
+        use = offloaded(product_of, routing, dispatch)
+    return with_weights(layer.fc1, layer.fc2, x, use)

@@ -1,5 +1,6 @@
 """The Mixture-of-Experts layer: router, dispatch, experts."""
 
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ from ironmoe.kernels.checks import (
 )
 from ironmoe.kernels.route import check_precision
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel
-from ironmoe.moe.layers.expert_linear import ExpertLinear, TwoLayers, with_weights
+from ironmoe.moe.layers.expert_linear import ExpertLinear, Offloaded, TwoLayers, run_experts
 from ironmoe.moe.layers.expert_rows import expert_rows
 from ironmoe.moe.layers.mlp import Mlp
 from ironmoe.moe.layers.ranks import share_out, through_ranks
@@ -64,6 +65,8 @@ class MoE(nn.Module):
         TypeError: a size that is no whole number, a router that is no module, a capacity that is
             none.
     """
+
+    offloaded: Offloaded | None = None  # set by ``offload_experts`` while its block runs
 
     def __init__(
         self,
@@ -153,6 +156,10 @@ class MoE(nn.Module):
         options: dict[str, Any] = {"gradients": gradients, "aux_losses": aux_losses}
         share_out(self, mesh, max_tokens_per_rank=max_tokens_per_rank, **options)
         return self
+
+    def expert_modules(self) -> dict[str, nn.Module]:
+        """The two layers of all experts, by name."""
+        return {"fc1": self.fc1, "fc2": self.fc2}
 
     @staticmethod
     def as_mlp_layer(num_experts: int, top_k: int = 2, **moe_options: Any) -> "type[MoE]":
@@ -254,8 +261,8 @@ class MoE(nn.Module):
                 shared.append(self._shared_expert(x_TD))
 
         if self.expert_parallel is None:
-            layer = self._with(routing, routed.dispatch, self.dispatch_dtype)
-            y_TD = with_weights(self.fc1, self.fc2, x_TD, layer)
+            product = partial(self._with, dispatch_dtype=self.dispatch_dtype)
+            y_TD = run_experts(self, x_TD, routing, routed.dispatch, product)
             add_shared()
         else:
             y_TD = through_ranks(

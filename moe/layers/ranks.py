@@ -1,7 +1,7 @@
 """Layers whose experts are shared out over ranks: their weights, and the way of their tokens."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from ironmoe.moe.exchange.eager import outside_graphs
 from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel, nothing
 from ironmoe.moe.exchange.group import Group
-from ironmoe.moe.layers.expert_linear import ExpertLinear, TwoLayers, with_weights
+from ironmoe.moe.layers.expert_linear import TwoLayers, with_weights
 from ironmoe.moe.routers.groups import Grouped
 from ironmoe.moe.routers.wrapped import unwrapped
 
@@ -24,6 +24,21 @@ AUX_LOSSES = ("rank", "all")
 With = Callable[[Routing, Dispatch | None, torch.dtype | None], TwoLayers]
 # x (T, D), routing, dispatch: over all experts
 Tokens = tuple[Tensor, Routing, Dispatch | None]
+
+
+class ExpertLayer(Protocol):
+    """What a layer has whose experts can be shared out over ranks; it is a module.
+
+    num_experts: E. expert_parallel: how they are shared out; None where they are not.
+    """
+
+    num_experts: int
+    expert_parallel: ExpertParallel | None
+
+    def expert_modules(self) -> dict[str, nn.Module]:
+        """The modules, by name, whose parameters are the weights of the experts: the first axis of
+        each counts experts."""
+        ...
 
 
 def share_out(
@@ -38,14 +53,14 @@ def share_out(
 ) -> None:
     """Share the experts of a layer out over the P ranks of a mesh. Each of them must call it.
 
-    ``fc1.weight``, ``fc2.weight`` and their biases become DTensors, sharded by experts; all
-    parameters and buffers of the layer take the values of the first rank. From then on each rank
-    gives the layer tokens of its own, any number of them, and rows travel to the ranks of their
-    experts and back. Every rank must make every pass, and every backward pass, also without a
-    token.
+    The weights and biases of the experts (``fc1.weight``, …) become DTensors, sharded by experts;
+    all parameters and buffers of the layer take the values of the first rank. From then on each
+    rank gives the layer tokens of its own, any number of them, and rows travel to the ranks of
+    their experts and back. Every rank must make every pass, and every backward pass, also without
+    a token.
 
     Args:
-        layer: an ``MoE`` or ``SoftMoE``; it is changed.
+        layer: an ``MoE``, ``SoftMoE`` or another ``ExpertLayer``; it is changed.
         mesh: a ``DeviceMesh`` of one dimension, such as ``mesh["ep"]``, whose size divides E.
         gradients: what the gradients of the experts are: "mean", that over the ranks, as data
             parallelism and FSDP2 make it of all other weights, for a loss that is the mean over the
@@ -73,7 +88,7 @@ def share_out(
     _check_same(layer, group, (gradients, aux_losses, max_tokens_per_rank, number))
 
     same_values(layer, group)
-    for module in (layer.fc1, layer.fc2):
+    for module in layer.expert_modules().values():
         _shard(module, mesh)
     layer.expert_parallel = ExpertParallel(
         group,
@@ -132,6 +147,8 @@ def through_ranks(
     meanwhile: Callable[[], None] = nothing,
 ) -> Tensor:
     """y (T, D) of tokens whose experts are on several ranks; modules: fc1 and fc2."""
+    for module in modules:
+        check_no_adapter(module)
     x_TD, routing, dispatch = tokens
 
     def layer(x_TD: Tensor, *weights: Tensor | None) -> Tensor:
@@ -155,6 +172,17 @@ def through_ranks(
         )
 
     return with_weights(*modules, x_TD, layer)
+
+
+def check_no_adapter(module: nn.Module) -> None:
+    """TypeError if PEFT adapts weights of experts that are shared out."""
+    adapters = [m for m in module.modules() if type(m).__module__.startswith("peft.")]
+    if adapters:
+        raise TypeError(
+            "experts that are shared out over ranks must have no adapter of PEFT, which knows "
+            f"whole weights only, got a {type(adapters[0]).__name__}: adapt other layers, or train "
+            "the experts themselves"
+        )
 
 
 @torch.no_grad()
@@ -201,12 +229,18 @@ def _check(layer: Any, mesh: Any, gradients: str, max_tokens_per_rank: int | Non
             f"mesh must have a size that divides num_experts = {layer.num_experts}, got "
             f"{mesh.size()}"
         )
-    for name in ("fc1", "fc2"):
-        module = getattr(layer, name)
-        if not isinstance(module, ExpertLinear) or module._forward_pre_hooks:
+    for name, module in layer.expert_modules().items():
+        held = dict(module.named_parameters())
+        if module._forward_pre_hooks or any("." in weight for weight in held):
             raise TypeError(
-                f"{name} must be the layer's own ExpertLinear, got a {type(module).__name__} that "
+                f"{name} must be the layer's own module, got a {type(module).__name__} that "
                 "another library has changed: parallelize first, and wrap, prune or shard it then"
+            )
+        sharded = [weight for weight, value in held.items() if hasattr(value, "device_mesh")]
+        if sharded:
+            raise ValueError(
+                f"{name}.{sharded[0]} must not be shared out over processes yet, got a "
+                f"{type(held[sharded[0]]).__name__}: parallelize first"
             )
 
 

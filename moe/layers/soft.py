@@ -22,7 +22,7 @@ from ironmoe.kernels.checks import (
 )
 from ironmoe.kernels.route import check_precision, without_autocast
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel
-from ironmoe.moe.layers.expert_linear import ExpertLinear, TwoLayers, with_weights
+from ironmoe.moe.layers.expert_linear import ExpertLinear, Offloaded, TwoLayers, run_experts
 from ironmoe.moe.layers.ranks import share_out, through_ranks
 from ironmoe.moe.routers.masks import checked_mask, zero_padding
 
@@ -46,6 +46,8 @@ class SoftMoE(nn.Module):
             this dtype; the official code rounds to bfloat16.
         precision: float32 products on a GPU, as in ``MoE``.
     """
+
+    offloaded: Offloaded | None = None  # set by ``offload_experts`` while its block runs
 
     def __init__(
         self,
@@ -104,6 +106,10 @@ class SoftMoE(nn.Module):
         which says what the arguments are. Every rank must call it."""
         share_out(self, mesh, gradients=gradients, max_tokens_per_rank=max_tokens_per_rank)
         return self
+
+    def expert_modules(self) -> dict[str, nn.Module]:
+        """The two layers of all experts, by name."""
+        return {"fc1": self.fc1, "fc2": self.fc2}
 
     def reset_parameters(self) -> None:
         """φ normal with variance 1 / D, scale 1."""
@@ -179,7 +185,7 @@ class SoftMoE(nn.Module):
         experts_R1 = experts_E[:, None].expand(-1, images * slots).reshape(-1, 1)
         routing = Routing(gates_R1, experts_R1)
         if self.expert_parallel is None:
-            y_RD = with_weights(self.fc1, self.fc2, rows_RD, self._with(routing))
+            y_RD = run_experts(self, rows_RD, routing, None, self._with)
         else:
             modules = self.fc1, self.fc2
             tokens = rows_RD, routing, None

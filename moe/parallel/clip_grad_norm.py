@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ironmoe.moe.exchange.errors import naming_missing
 from ironmoe.moe.exchange.group import every_rank
+from ironmoe.moe.parallel.alone import is_alone
 
 
 @torch.no_grad()
@@ -43,7 +44,7 @@ def clip_grad_norm_(
         parameters = [parameters]
     given = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
     grads = [p.grad for p in given if p.grad is not None]
-    members = every_rank().members if dist.is_initialized() else []
+    members = [] if is_alone() else every_rank().members
     if not grads:
         return torch.zeros((), dtype=torch.float64)
 

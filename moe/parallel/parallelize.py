@@ -8,7 +8,7 @@ from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.group import Group, every_rank
 from ironmoe.moe.layers.ranks import check_aux_losses, lose_over, same_values, share_out
 from ironmoe.moe.parallel.blocks import blocks
-from ironmoe.moe.parallel.layers import expert_layers
+from ironmoe.moe.parallel.layers import check_untied, expert_layers
 
 DIMENSIONS = ("dp", "fsdp", "ep")
 
@@ -37,9 +37,10 @@ def parallelize(
     ``backward()``. Every rank must make every pass, also without a token.
 
     Args:
-        model: a layer, a ``VMoE``, an upcycled model, or any module around such layers. It is
-            changed. All ranks take the weights of the first one; weights on the meta device get
-            their values afterwards (``to_empty``, then ``load_weights`` or a checkpoint).
+        model: a layer, a ``VMoE``, an upcycled model, a Hugging Face model after
+            ``huggingface.patch``, or any module around such layers. It is changed. All ranks take
+            the weights of the first one; weights on the meta device get their values afterwards
+            (``to_empty``, then ``load_weights`` or a checkpoint).
         mesh: a ``DeviceMesh`` over all ranks, such as ``init_device_mesh("cuda", (4, 2),
             mesh_dim_names=("fsdp", "ep"))``; one dimension without a name is "ep".
         gradients: "mean", for a loss that is the mean over what a rank has; or "sum", for one that
@@ -56,8 +57,9 @@ def parallelize(
         ``model`` itself. Compile it afterwards; wrap blocks for activation checkpointing before.
 
     Raises:
-        TypeError, ValueError: the model has no layer with experts, the mesh has another dimension,
-            or an argument does not fit (``MoE.parallelize``).
+        TypeError, ValueError: the model has no layer with experts, or one that is not patched,
+            cannot run on ironmoe's kernels, or shares weights with another; the mesh has another
+            dimension; or an argument does not fit (``MoE.parallelize``).
         RanksDisagreeError: the ranks have other models or arguments.
     """
     names = dimensions(mesh)
@@ -72,6 +74,7 @@ def parallelize(
             f"mesh must have a dimension 'fsdp' for {', '.join(fsdp_options)}, got {names}"
         )
 
+    check_untied(model, layers)
     for layer in layers.values():
         check_aux_losses(layer, aux_losses)
     everyone = every_rank()
@@ -141,7 +144,7 @@ def _shard(
 
     sharded: list[Any] = []
     for layer in layers:
-        for module in (layer.fc1, layer.fc2):
+        for module in layer.expert_modules().values():
             sharded.append(fully_shard(module, mesh=for_experts, **options))
     # a block is gathered as a whole, but for the experts in it
     for module in (*blocks(model), model):

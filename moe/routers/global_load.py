@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ironmoe.kernels.checks import check_module
 from ironmoe.kernels.route import recomputing
-from ironmoe.moe.exchange.group import every_rank, ranks_of
+from ironmoe.moe.exchange.group import every_rank, known_group
 
 
 class GlobalLoad:
@@ -45,7 +45,7 @@ class GlobalLoad:
         if torch.compiler.is_compiling():
             dist.all_reduce(counts, group=self.process_group)
             return
-        ranks = every_rank() if self.process_group is None else ranks_of(self.process_group)
+        ranks = every_rank() if self.process_group is None else known_group(self.process_group)
         ranks.sum(counts)
 
     def reset(self) -> None:

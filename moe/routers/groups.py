@@ -83,3 +83,13 @@ def _places(num_tokens: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
     number_T = torch.arange(num_tokens, device=like.device)
     group_T = number_T // size
     return group_T, number_T - group_T * size
+
+
+def images_in_group(model: nn.Module) -> int | None:
+    """How many neighbouring images influence each other: the least common multiple of the groups of
+    all layers; 1 where there is no group. None where a layer's group is the batch, or is a number
+    of tokens that need not be whole images."""
+    sizes = [each.images_per_group for each in model.modules() if isinstance(each, Grouped)]
+    if None in sizes:
+        return None
+    return math.lcm(*(size for size in sizes if size is not None))

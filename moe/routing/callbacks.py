@@ -66,6 +66,11 @@ def counting(
     return _joined(layers, {"counters": counters}, model)
 
 
+def has_callbacks(layer: nn.Module) -> bool:
+    """Whether a callback is on the decisions of this layer now."""
+    return layer in _IN_USE
+
+
 def _joined(
     layers: Mapping[str, RoutedLayer],
     callbacks: Mapping[str, Mapping[str, Callable[..., Any]]],

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ironmoe.kernels import Routing, expert_mlp
+from ironmoe.kernels import Dispatch, Routing, expert_mlp
 from ironmoe.moe.adapters.huggingface_routing import is_experts
-from ironmoe.moe.layers.expert_linear import with_weights
+from ironmoe.moe.layers.expert_linear import TwoLayers, run_experts
 from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.routing.ranks import by_rank
 from ironmoe.moe.routing.trace import LayerTrace
@@ -197,14 +197,13 @@ def expert_outputs(module: nn.Module, x_TD: Tensor) -> Tensor:
     if isinstance(module, MoE):
         routing = Routing(gates_R1, experts_R1.to(torch.int32))
         options: dict[str, Any] = {"activation": module.activation, "precision": module.precision}
-        out_RD = with_weights(
-            module.fc1,
-            module.fc2,
-            rows_RD,
-            lambda x, w_in, b_in, w_out, b_out: expert_mlp(
+
+        def product_of(routing: Routing, _: Dispatch | None) -> TwoLayers:
+            return lambda x, w_in, b_in, w_out, b_out: expert_mlp(
                 x, w_in, w_out, routing, b_in=b_in, b_out=b_out, **options
-            ),
-        )
+            )
+
+        out_RD = run_experts(module, rows_RD, routing, None, product_of)
     else:
         # forward, because module(…) would run the hooks of a trace or an intervention
         out_RD = module.forward(rows_RD, experts_R1, gates_R1.to(x_TD.dtype))

@@ -1,15 +1,13 @@
-"""The arrays of the official JAX V-MoE and ViT code, each as a view of this library's parameters.
+"""The arrays of the official JAX V-MoE and ViT code, each as a part of this library's parameters.
 
 Flax stores kernels as (in, out), attention kernels with an axis of heads, and convolutions channels
 last. Every array (leaf) is named here once, with the einops pattern that takes this library's
 layout to theirs. This file does not know ``VMoE``.
 """
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
-from einops import rearrange
 from torch import Tensor, nn
 
 from ironmoe.moe.layers.mlp import Mlp
@@ -17,12 +15,12 @@ from ironmoe.moe.layers.moe import MoE
 from ironmoe.moe.layers.soft import SoftMoE
 from ironmoe.moe.routers.ensemble import EnsembleRouter
 from ironmoe.moe.vit.attention import Attention, AttentionPool, Block
+from ironmoe.moe.vit.jax_leaf import Leaf
 
 
 class VisionTransformer(Protocol):
     """What this file reads of a ``VMoE``, by the names of its attributes."""
 
-    image_size: int
     pos_embedding: nn.Parameter
     blocks: nn.ModuleList
     norm: nn.LayerNorm
@@ -42,24 +40,7 @@ class VisionTransformer(Protocol):
     @property
     def pre_logits(self) -> nn.Linear | None: ...
 
-    def resize(self, image_size: int) -> Any: ...
-
-
-class Leaf(NamedTuple):
-    """One array of a checkpoint: its name, the view of a parameter that holds it, and the pattern
-    from view to array."""
-
-    name: str
-    view: Tensor
-    pattern: str
-    sizes: Mapping[str, int] = MappingProxyType({})
-
-    def to_array(self) -> Tensor:
-        return rearrange(self.view, self.pattern, **self.sizes)
-
-    def copy_from(self, array: Tensor) -> None:
-        ours, theirs = self.pattern.split("->")
-        self.view.copy_(rearrange(array, f"{theirs} -> {ours}", **self.sizes))
+    def eval(self) -> Any: ...
 
 
 def leaves_of(model: VisionTransformer) -> Iterator[Leaf]:
@@ -102,7 +83,7 @@ def leaves_of(model: VisionTransformer) -> Iterator[Leaf]:
 def _moe(prefix: str, layer: nn.Module) -> Iterator[Leaf]:
     if isinstance(layer, SoftMoE):
         yield Leaf(f"{prefix}/Router/mu", layer.phi, "e p d -> d e p")
-        yield _same(f"{prefix}/Router/scale", layer.scale.view(()))
+        yield Leaf(f"{prefix}/Router/scale", layer.scale, "1 ->")
     elif (
         isinstance(layer, MoE)
         and layer.shared is None
@@ -110,8 +91,9 @@ def _moe(prefix: str, layer: nn.Module) -> Iterator[Leaf]:
     ):
         router = layer.router
         if isinstance(router, EnsembleRouter):
+            kernel = f"{prefix}/Router/dense/kernel"
             members = {"m": router.ensemble_size}
-            yield Leaf(f"{prefix}/Router/dense/kernel", router.weight, "(m e) d -> d m e", members)
+            yield Leaf(kernel, router.weight, "(m e) d -> d m e", members)
         else:
             weight: Any = router.weight
             yield Leaf(f"{prefix}/Router/dense/kernel", weight, "e d -> d e")
@@ -132,11 +114,12 @@ def _attention(prefix: str, attention: Attention) -> Iterator[Leaf]:
 
 def _heads_in(prefix: str, names: tuple[str, ...], linear: nn.Linear, heads: int) -> Iterator[Leaf]:
     """Several projections, which this library stacks in one ``nn.Linear``."""
-    weights = linear.weight.chunk(len(names))
-    biases = linear.bias.chunk(len(names))
-    for name, weight, bias in zip(names, weights, biases, strict=True):
-        yield Leaf(f"{prefix}/{name}/kernel", weight, "(h e) d -> d h e", {"h": heads})
-        yield Leaf(f"{prefix}/{name}/bias", bias, "(h e) -> h e", {"h": heads})
+    width = linear.weight.shape[0] // len(names)
+    for number, name in enumerate(names):
+        rows = slice(number * width, (number + 1) * width)
+        sizes = {"h": heads}
+        yield Leaf(f"{prefix}/{name}/kernel", linear.weight, "(h e) d -> d h e", sizes, rows)
+        yield Leaf(f"{prefix}/{name}/bias", linear.bias, "(h e) -> h e", sizes, rows)
 
 
 def _heads_out(prefix: str, linear: nn.Linear, heads: int) -> Iterator[Leaf]:

@@ -8,13 +8,20 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from torch import nn
 
+from ironmoe.moe.checkpoints.errors import some_names
 from ironmoe.moe.layers.soft import SoftMoE
+from ironmoe.moe.sharded import give_back_gathered
 from ironmoe.moe.vit.jax_leaves import VisionTransformer, leaves_of
+from ironmoe.moe.vit.positions import resize_positions
+from ironmoe.moe.vit.sizes import check_sizes
+
+_POSITIONS = "Encoder/posembed_input/pos_embedding"
 
 # Names that vit_jax has used over the years → the names of V-MoE.
 OLD_NAMES = (
@@ -34,6 +41,7 @@ def from_jax(
     image_size: int | None = None,
     heads: int | None = None,
     top_k: int | None = None,
+    shard: Callable[[Model], object] | None = None,
     **options: Any,
 ) -> Model:
     """The model of an official checkpoint, in eval mode. Everything the arrays tell is read from
@@ -43,10 +51,14 @@ def from_jax(
 
     Args:
         cls: ``VMoE``.
-        params: names to arrays, as ``read_vmoe_checkpoint`` and ``read_npz_checkpoint`` give them.
+        params: names to arrays, as ``read_vmoe_checkpoint`` and ``read_npz_checkpoint`` give them,
+            or to arrays in files (``open_vmoe_checkpoint``), which are read one after another.
         image_size: in pixels; if it is not the checkpoint's, the position embeddings are resized.
         heads: checked if given.
         top_k: K, which no array tells; needed for a model with top-k routers.
+        shard: called with the model before it has memory, to share it out over processes, such as
+            ``lambda model: parallelize(model, mesh)``. Each process then has memory for its part,
+            on the mesh's kind of device, and takes that from the arrays.
         options: other arguments of ``VMoE``. For the same function as the official configurations:
             ``capacity=Capacity(factor, images_per_group=group_size / tokens)``,
             ``dispatch_dtype=torch.bfloat16``.
@@ -56,16 +68,34 @@ def from_jax(
     """
     params = _official_names(params)
     settings = _settings(_Shapes(params), heads, top_k, options)
+    if image_size is not None and image_size != settings["image_size"]:
+        kinds = {"stem": "patch", "classifier": settings["classifier"]}
+        check_sizes(image_size, settings["patch_size"], dim=1, depth=1, heads=1, **kinds)
+        settings["image_size"] = image_size
+        params[_POSITIONS] = _resized(params[_POSITIONS], settings)
 
-    model = cls(**settings | options)
+    if shard is None:
+        model = cls(**settings | options)
+    else:
+        with torch.device("meta"):
+            model = cls(**settings | options)
+        shard(model)
+        _give_memory(cast(nn.Module, model))
     _fill(model, params)
-    model.resize(image_size or model.image_size).eval()
+    model.eval()
     return model
+
+
+def load_jax(model: VisionTransformer, params: Mapping[str, np.ndarray]) -> None:
+    """Set the weights of a model to those of an official checkpoint of its sizes. The model may be
+    sharded; each process then takes its part. ``params`` and errors as in ``from_jax``."""
+    _fill(model, _official_names(params))
 
 
 def to_jax(model: VisionTransformer) -> dict[str, np.ndarray]:
     """Names to float32 arrays, as the official V-MoE code names and shapes them: what
-    ``write_vmoe_checkpoint`` takes."""
+    ``write_vmoe_checkpoint`` takes. The parts of a sharded model are gathered; all its processes
+    must call it, and get all arrays."""
     arrays = ((leaf.name, leaf.to_array().detach().float()) for leaf in leaves_of(model))
     return {name: array.cpu().numpy().copy() for name, array in arrays}
 
@@ -84,7 +114,7 @@ def _settings(
     blocks = [int(match[1]) for match in matches if match]
     has_experts = {i for i in blocks if f"Encoder/encoderblock_{i}/Moe/Mlp/Dense_0/kernel" in names}
     dense = [i for i in blocks if i not in has_experts]
-    tokens = shape("Encoder/posembed_input/pos_embedding", 3)[1] - ("cls" in names)
+    tokens = shape(_POSITIONS, 3)[1] - ("cls" in names)
     settings: dict[str, Any] = {
         "image_size": math.isqrt(tokens) * patch,
         "patch_size": patch,
@@ -136,25 +166,44 @@ def _moe_settings(
     return settings | {"top_k": top_k or 1, "ensemble_size": members}
 
 
+def _resized(positions: Any, settings: Mapping[str, Any]) -> np.ndarray:
+    """The position embeddings for the image size and the classifier in the settings."""
+    side = math.ceil(settings["image_size"] / settings["patch_size"])
+    whole = torch.from_numpy(np.array(positions, np.float32))
+    return resize_positions(whole, side, settings["classifier"] == "token").numpy()
+
+
+def _give_memory(model: nn.Module) -> None:
+    """Memory for the parameters and buffers of a model that is made on the meta device. A
+    checkpoint has no buffers: they get their first values."""
+    meshes = (getattr(p, "device_mesh", None) for p in model.parameters())
+    device = next((mesh.device_type for mesh in meshes if mesh is not None), "cpu")
+    model.to_empty(device=device)
+    for module in model.modules():
+        if any(True for _ in module.buffers(recurse=False)):
+            reset: Any = module.reset_parameters
+            reset()
+
+
 def _fill(model: VisionTransformer, params: Mapping[str, np.ndarray]) -> None:
     """Copy every array into the model; ValueError where one is missing, left over or misshapen."""
+    give_back_gathered(cast(nn.Module, model))
     leaves = list(leaves_of(model))
-    missing = [leaf.name for leaf in leaves if leaf.name not in params]
-    unused = sorted(set(params) - {leaf.name for leaf in leaves})
+    missing = {leaf.name for leaf in leaves if leaf.name not in params}
+    unused = set(params) - {leaf.name for leaf in leaves}
     if missing or unused:
         raise ValueError(
-            f"params must hold the arrays of one model; missing: {_some(missing)}; not known: "
-            f"{_some(unused)}"
+            f"params must hold the arrays of one model; missing: {some_names(missing)}; not known: "
+            f"{some_names(unused)}"
         )
+    for leaf in leaves:
+        shape = np.shape(params[leaf.name])
+        if shape != leaf.shape:
+            raise ValueError(f"params[{leaf.name!r}] must have shape {leaf.shape}, got {shape}")
 
     with torch.no_grad():
         for leaf in leaves:
-            array, expected = np.asarray(params[leaf.name]), tuple(leaf.to_array().shape)
-            if array.shape != expected:
-                raise ValueError(
-                    f"params[{leaf.name!r}] must have shape {expected}, got {array.shape}"
-                )
-            leaf.copy_from(torch.from_numpy(np.array(array, dtype=np.float32)))
+            leaf.copy_from(params[leaf.name])
 
 
 class _Shapes:
@@ -167,7 +216,7 @@ class _Shapes:
         if name not in self.params:
             raise ValueError(
                 f"params must hold {name!r} like every checkpoint of ViT or V-MoE, got "
-                f"{_some(sorted(self.params))}"
+                f"{some_names(self.params)}"
             )
         shape = np.shape(self.params[name])
         if len(shape) != axes:
@@ -180,11 +229,5 @@ def _official_names(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name, array in params.items():
         for old, new in OLD_NAMES:
             name = re.sub(old, new, name)
-        renamed[name] = array
+        renamed[name] = array if hasattr(array, "shape") else np.asarray(array)
     return renamed
-
-
-def _some(names: list[str]) -> str:
-    """The first five names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more or "none"

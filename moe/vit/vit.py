@@ -22,7 +22,7 @@ from ironmoe.moe.routers.top_k import TopKRouter, router_options
 from ironmoe.moe.routers.wrapped import unwrapped
 from ironmoe.moe.vit.attention import LAYER_NORM_EPS, AttentionPool, Block
 from ironmoe.moe.vit.configs import from_config
-from ironmoe.moe.vit.jax_weights import from_jax, to_jax
+from ironmoe.moe.vit.jax_weights import from_jax, load_jax, to_jax
 from ironmoe.moe.vit.placement import placement
 from ironmoe.moe.vit.positions import resize_positions
 from ironmoe.moe.vit.sizes import check_sizes
@@ -166,6 +166,11 @@ class VMoE(nn.Module):
         """The model of an official V-MoE or ViT checkpoint:
         ``ironmoe.moe.vit.jax_weights.from_jax``."""
         return from_jax(cls, params, **options)
+
+    def load_jax(self, params: Mapping[str, np.ndarray]) -> None:
+        """Set the weights, sharded or not, to those of an official checkpoint:
+        ``ironmoe.moe.vit.jax_weights.load_jax``."""
+        load_jax(self, params)
 
     def to_jax(self) -> dict[str, np.ndarray]:
         """The weights by their official names and in their official layout:

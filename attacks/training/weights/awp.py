@@ -16,8 +16,9 @@ from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
 from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
 from ironmoe.attacks.training.weights.stacked import stacked_experts
 from ironmoe.moe.exchange.group import Group
+from ironmoe.moe.parallel.alone import is_alone
 from ironmoe.moe.parallel.copies import copies
-from ironmoe.moe.sharded import give_back_gathered, is_sharded, local_numbers
+from ironmoe.moe.sharded import give_back_gathered, is_sharded, local_values
 
 SMALLEST_NORM = 1e-20  # that of the official code; a shorter step is none
 OWN = (
@@ -222,7 +223,7 @@ class AWP(TrainingMethod):
 
     def _mean(self, gradient: Tensor) -> Tensor:
         """Over the processes that train together."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if is_alone():
             return gradient
         ddp = ddp_of(self.model)
         group = None if ddp is None else ddp.process_group
@@ -253,7 +254,7 @@ def _mean_of_copies(gradient: Tensor, ranks: Group | None) -> Tensor:
     if ranks is None:
         return gradient
     total = gradient.clone()
-    ranks.sum(local_numbers(total))
+    ranks.sum(local_values(total))
     return total / ranks.size
 
 

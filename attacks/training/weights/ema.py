@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from ironmoe.attacks.training.inner.lent import inside_of_ddp
 from ironmoe.moe.routers.global_load import GlobalLoad
 from ironmoe.moe.routers.selection_bias import WithSelectionBias
-from ironmoe.moe.sharded import give_back_gathered, local_numbers
+from ironmoe.moe.sharded import give_back_gathered, local_values
 
 WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch.compile, of checkpointing
 
@@ -60,8 +60,8 @@ class EMA:
 
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         # expert parallelism shards some weights and leaves others alone: torch mixes them nowhere
-        averages = [local_numbers(self._averages[name]) for name in weights]
-        values = [local_numbers(weight.detach()).to(_wide(weight)) for weight in weights.values()]
+        averages = [local_values(self._averages[name]) for name in weights]
+        values = [local_values(weight.detach()).to(_wide(weight)) for weight in weights.values()]
         torch._foreach_lerp_(averages, values, 1 - decay)
         self.updates += 1
 

@@ -76,6 +76,21 @@ def _by_implementation(row: Row) -> list[Row]:
     ]
 
 
+def _by_mode(row: Row) -> list[Row]:
+    """``bench offload`` has the figures of all modes in one row."""
+    figures = {name: value for name, value in row.items() if isinstance(value, Mapping)}
+    milliseconds = figures.get("milliseconds", {})
+    return [
+        {
+            **row,
+            **{name: values.get(mode) for name, values in figures.items()},
+            "mode": mode,
+            "ms": ms,
+        }
+        for mode, ms in milliseconds.items()
+    ]
+
+
 def _with_images(row: Row) -> list[Row]:
     """Times of attacks on other numbers of images are those of other work."""
     robust = row["robust"]
@@ -160,6 +175,22 @@ KINDS = (
             plain("clean", "%", SHARE),
             plain("pgd20", "%", SHARE),
         ),
+    ),
+    Kind(
+        "bench offload",
+        frozenset({"model", "images", "milliseconds", "copied_mb"}),
+        ("model", "images", "mode"),
+        "mode",
+        "mode",
+        (
+            measured("ms", "ms", TIME),
+            plain("cpu_ms", "ms", TIME),
+            plain("copied_mb", "MB", SIZE),
+            plain("saved_mb", "MB", SIZE),
+            plain("peak_mb", "MB", SIZE),
+            plain("weights_mb", "MB", SIZE),
+        ),
+        split=_by_mode,
     ),
     Kind(
         "bench gpu",

@@ -5,15 +5,7 @@ Bytes do not depend on the machine. Times do, and none is taken here.
 """
 
 import json
-import multiprocessing
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from datetime import timedelta
-from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,13 +14,11 @@ from torch import Tensor
 
 from ironmoe.bench.benchmarks.passes import DX, FULL, INFERENCE
 from ironmoe.bench.benchmarks.scale.exchange import bytes_between, counts_bytes, exchanges
-from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.benchmarks.scale.forked import in_fresh_process, on_each_rank
 from ironmoe.moe import MoE
 from ironmoe.moe.distributed import counted_traffic, parallelize
 
 WORLDS = (2, 4)
-PATIENCE = timedelta(seconds=60)  # for a process that does not come
-LONGEST = 300  # seconds of the whole check
 
 
 class Case(NamedTuple):
@@ -62,47 +52,13 @@ def counted_rows() -> list[dict[str, Any]]:
     Raises:
         UserError: a process failed, or did not come to its end.
     """
-    # a process that has no threads may be copied, so that everything is imported once
-    command = [sys.executable, "-m", __name__]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"--check must end within {LONGEST} seconds, and did not") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"code {done.returncode}"]
-        raise UserError(f"--check: a process failed: {lines[-1]}")
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    rows: list[dict[str, Any]] = in_fresh_process(__name__, "--check")
     return rows
 
 
-def _in_copies() -> list[dict[str, Any]]:
-    """The rows of all worlds, each in copies of this process."""
-    for name in ("torch.distributed.tensor", "torch._dynamo"):  # which DTensor imports late
-        import_module(name)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    context = multiprocessing.get_context("fork")
-    found = []
-    for size in WORLDS:
-        with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(size, context) as pool:
-            store = str(Path(folder) / "store")
-            ranks = [pool.submit(_on_rank, rank, size, store) for rank in range(size)]
-            found += [row for rank in ranks for row in rank.result()]
-    return found
-
-
-def _on_rank(rank: int, size: int, store: str) -> list[dict[str, Any]]:
+def _rows_on(rank: int, size: int, mesh: Any) -> list[dict[str, Any]]:
     """What one process counts."""
-    from torch.distributed.device_mesh import init_device_mesh
-
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=PATIENCE
-    )
-    try:
-        mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("ep",))
-        return [row for case in CASES for row in _rows_of(case, rank, size, mesh)]
-    finally:
-        dist.destroy_process_group()
+    return [row for case in CASES for row in _rows_of(case, rank, size, mesh)]
 
 
 def _rows_of(case: Case, rank: int, size: int, mesh: Any) -> list[dict[str, Any]]:
@@ -180,4 +136,5 @@ RUNS: dict[str, Callable[[MoE, Tensor], None]] = {
 
 
 if __name__ == "__main__":
-    print(json.dumps(_in_copies()))
+    found = [row for size in WORLDS for rows in on_each_rank(_rows_on, size) for row in rows]
+    print(json.dumps(found))

@@ -58,12 +58,20 @@ def bench_scale(
             "bytes that they send, and compare: they must be equal.",
         ),
     ] = False,
+    throughput: Annotated[
+        bool,
+        typer.Option(
+            "--throughput",
+            help="Instead measure one layer on the CPU of this machine, in one process and shared "
+            "out over two.",
+        ),
+    ] = False,
     form: Format = None,
 ) -> None:
     r"""Compute what expert parallelism costs, when it pays, and what memory a rank needs.
 
-    All figures come from bytes, FLOPs and data sheets; nothing is measured, but for the bytes of
-    --check. Without --shapes the
+    All figures come from bytes, FLOPs and data sheets; nothing is measured, but for --check and
+    --throughput. Without --shapes the
     layers are those of V-MoE-L/16, V-MoE-H/14 and DeepSeek-V3, and memory is that of the papers'
     whole models.
 
@@ -75,6 +83,8 @@ def bench_scale(
             --ranks 8,16 --network-gbs 12.5
 
         ironmoe bench scale --check
+
+        ironmoe bench scale --throughput --format json
     """
     console = notes_console(form)
     with clear_errors(console):
@@ -87,6 +97,11 @@ def bench_scale(
             from ironmoe.bench.benchmarks.scale.check import run_check
 
             run_check(console, form)
+            return
+        if throughput:
+            from ironmoe.bench.benchmarks.scale.throughput import run_throughput
+
+            run_throughput(console, form)
             return
         found, links = gpu_with_links(gpu)
         settings = ScaleSettings(

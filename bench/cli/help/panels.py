@@ -26,14 +26,15 @@ PANELS: dict[str, dict[str, str]] = {
         "Data": f"data everything attack_images {IMAGE_FILES}",
         "Attack": "attacks norm eps steps queries alpha restarts eot seed routing levels",
         "Verdict": "checks passes on_bad",
-        "Device and time": "device dtype batch_size max_seconds max_forwards",
+        "Device and time": "device expert_parallel dtype batch_size offload recompute max_seconds "
+        "max_forwards",
         "Output": "out save_images",
     },
     "study": {
         "Data": "data image_size skip_bad",
         "Models": "arms trainings seeds first_seed epochs train_eps model",
         "Measurements": "quick eps images measurements certificates",
-        "Run": "processes plan from_ out",
+        "Run": "processes expert_parallel plan from_ out",
     },
     "bench attacks": {
         "What is measured": "parts data epochs",
@@ -41,7 +42,7 @@ PANELS: dict[str, dict[str, str]] = {
         "Output": "folder out form again",
     },
     "bench scale": {
-        "What is computed": "parts check",
+        "What is computed": "parts check throughput",
         "Layers": "shapes tokens shared layers",
         "Ranks": "ranks gpus node imbalance",
         "Machine": "gpu nvlink_gbs network_gbs memory_gb",

@@ -18,6 +18,7 @@ from ironmoe.bench.common.radii import exact, from_255, to_255
 from ironmoe.bench.study.measure.budget import Budget
 from ironmoe.bench.study.measure.measurement import Outcome, measurement, numbers, part
 from ironmoe.bench.study.measure.subject import Subject
+from ironmoe.moe.distributed import RanksDisagreeError
 
 SHARES = (1 / 64, 1 / 16, 1 / 4, 1)  # of the radius, at which secants are looked for
 
@@ -71,6 +72,8 @@ def _swaps(subject: Subject, images: Tensor) -> Swaps | None:
         return None
     try:
         return nearest_swaps(subject.model, images, pairs="next")
+    except RanksDisagreeError:  # says nothing of the model
+        raise
     except ValueError:
         return None
 

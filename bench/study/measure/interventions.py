@@ -12,6 +12,7 @@ from ironmoe.bench.study.measure.measurement import Outcome, measurement
 from ironmoe.bench.study.measure.steered import steered
 from ironmoe.bench.study.measure.subject import Subject
 from ironmoe.moe import intervene
+from ironmoe.moe.distributed import RanksDisagreeError
 from ironmoe.moe.policies import (
     AllExperts,
     DropBest,
@@ -82,6 +83,8 @@ def interventions(subject: Subject, budget: Budget) -> Outcome:
                 name: own[name] if policy is None else _logits(subject, these, policy, budget)
                 for name, these in on.items()
             }
+        except RanksDisagreeError:  # says nothing of the model
+            raise
         except ValueError as error:  # of many policies one, or all for the same reason
             refused.setdefault(f"{error}", []).append(policy_name)
             continue

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ironmoe.bench.study.measure.budget import Budget
 from ironmoe.bench.study.measure.subject import Subject
+from ironmoe.moe.distributed import RanksDisagreeError
 
 
 class Outcome(NamedTuple):
@@ -40,7 +41,9 @@ class Outcome(NamedTuple):
 class Measurement(NamedTuple):
     """what: a sentence for the report; settings: the part of the budget that it depends on; passes:
     about how many forward and backward passes of one image it takes, for estimates of time;
-    needs_experts: a dense model has no such numbers; is_optional: only made if it is asked for;
+    needs_experts: a dense model has no such numbers; needs_whole_weights: it does more than to call
+    the model, so one process measures it by itself where several could share the weights;
+    is_optional: only made if it is asked for;
     version: raise it when the same model would get other numbers, so that kept ones are not
     taken."""
 
@@ -52,6 +55,7 @@ class Measurement(NamedTuple):
     needs_experts: bool = False
     is_optional: bool = False
     version: int = 1
+    needs_whole_weights: bool = False
 
 
 MEASUREMENTS: dict[str, Measurement] = {}
@@ -62,6 +66,8 @@ def part(name: str, measure: Callable[[], Outcome]) -> Outcome:
     this one. name: of the part, for its problem."""
     try:
         return measure()
+    except RanksDisagreeError:  # says nothing of the model
+        raise
     except ValueError as error:
         return Outcome(problems=(f"{name}: {error}",))
 
@@ -73,6 +79,7 @@ def measurement(
     settings: tuple[str, ...],
     passes: Callable[[Budget], float],
     needs_experts: bool = False,
+    needs_whole_weights: bool = False,
     is_optional: bool = False,
     version: int = 1,
 ) -> Callable[[Callable[[Subject, Budget], Outcome]], Callable[[Subject, Budget], Outcome]]:
@@ -89,7 +96,15 @@ def measurement(
         measure: Callable[[Subject, Budget], Outcome],
     ) -> Callable[[Subject, Budget], Outcome]:
         MEASUREMENTS[name] = Measurement(
-            name, what, measure, settings, passes, needs_experts, is_optional, version
+            name,
+            what,
+            measure,
+            settings,
+            passes,
+            needs_experts,
+            is_optional,
+            version,
+            needs_whole_weights,
         )
         return measure
 

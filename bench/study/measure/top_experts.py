@@ -25,6 +25,7 @@ TINY = 1e-300  # experts that give 0 are equal
     settings=("local_images", "seed"),
     passes=lambda budget: 10 * budget.local_images,
     needs_experts=True,
+    needs_whole_weights=True,
 )
 def top_experts(subject: Subject, budget: Budget) -> Outcome:
     """Means over tokens and layers of the following; with ":layer" those of each layer.

@@ -66,6 +66,9 @@ def announcement(study: Study, plan: Plan) -> str:
     trainings = sum(what == TRAINED for _, what in plan.left)
     seconds = in_words(BESIDE * plan.passes * plan.seconds_of_pass / options.processes)
     processes = f"{options.processes} process{'es' * (options.processes != 1)}"
+    if options.expert_parallel > 1:
+        groups = counted(options.processes, "group")
+        processes = f"{groups} of {options.expert_parallel} processes, without their exchanges"
     return (
         f"{models}. Left: {trainings} trainings and {len(plan.left) - trainings} measurements, "
         f"about {seconds} in {processes} ({1000 * plan.seconds_of_pass:.2g} ms a pass, timed on "

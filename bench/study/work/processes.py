@@ -12,6 +12,7 @@ from typing import Any
 from ironmoe.bench.common.processes import GOES_ON, deaf_to_interrupts, end_with_parent
 from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.study.options import StudyOptions
+from ironmoe.bench.study.work.group import WorkGroup
 from ironmoe.bench.study.work.tasks import Study, one_thread
 from ironmoe.bench.study.work.worker import Done
 
@@ -22,13 +23,17 @@ class WorkerFailed(UserError):
     """A process of the study failed; the message has its error."""
 
 
-def work(study: Study, tell: Callable[[Done], None]) -> None:
-    """Do everything that is left, in ``study.options.processes`` processes; ``tell`` is called in
-    this one.
+def work(study: Study, group: WorkGroup, tell: Callable[[Done], None]) -> None:
+    """Do everything that is left; ``tell`` is called in this process. Under torchrun the groups of
+    processes do it, of which this one is in the first; else it is done in
+    ``study.options.processes`` processes.
 
     Raises:
         WorkerFailed: a process failed, or all were killed. What was finished is saved.
     """
+    if group.store is not None:
+        _in_groups(study, group, tell)
+        return
     if study.options.processes == 1:
         study.worker().run(study.tasks, tell)
         return
@@ -49,6 +54,19 @@ def work(study: Study, tell: Callable[[Done], None]) -> None:
             if child.pid is not None:  # it was started
                 child.terminate()
                 child.join()
+
+
+def _in_groups(study: Study, group: WorkGroup, tell: Callable[[Done], None]) -> None:
+    """Work in the first group, and pass on what the others have finished whenever this one has."""
+
+    def tell_all(done: Done) -> None:
+        tell(done)
+        for other in group.left():
+            tell(other)
+
+    study.worker(group).run(study.tasks, tell_all)
+    for other in group.left():
+        tell(other)
 
 
 def _listen(children: Sequence[BaseProcess], told: Any, tell: Callable[[Done], None]) -> None:

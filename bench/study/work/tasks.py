@@ -13,6 +13,7 @@ from ironmoe.bench.study.ladder.arms import LADDER, Arm
 from ironmoe.bench.study.measure.table import chosen
 from ironmoe.bench.study.options import StudyOptions
 from ironmoe.bench.study.work.entries import Entry, ladder_entry
+from ironmoe.bench.study.work.group import WorkGroup
 from ironmoe.bench.study.work.handed_in import handed_in
 from ironmoe.bench.study.work.store import Store
 from ironmoe.bench.study.work.worker import Task, Worker
@@ -38,9 +39,9 @@ class Study:
         checksum = ImageData("test", self.images, self.labels, [], []).checksum
         self.store = Store(folder / MEASURED, checksum)
 
-    def worker(self) -> Worker:
-        """One that works on the tasks."""
-        return Worker(self.store, self.folder / LOCKS, self.images, self.labels)
+    def worker(self, group: WorkGroup | None = None) -> Worker:
+        """One that works on the tasks. group: the processes that are one worker together."""
+        return Worker(self.store, self.folder / LOCKS, self.images, self.labels, group)
 
     def _entries(self) -> tuple[list[Entry], ImageData]:
         options, data = self.options, self.options.data

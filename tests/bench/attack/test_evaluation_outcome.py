@@ -16,8 +16,8 @@ from ironmoe.attacks import AttackSummary, Flag, Proportion, RobustnessReport
 from ironmoe.attacks.data import ImageArrays, ImageStream, Preprocessing
 from ironmoe.bench.attack import curves as evaluation_curves
 from ironmoe.bench.attack import table as evaluation_table
+from ironmoe.bench.attack.afterwards import margins_left
 from ironmoe.bench.attack.attacked_images import AttackedImages
-from ironmoe.bench.attack.margins import margins_left
 from ironmoe.bench.attack.outcome import EvaluationOutcome, ShownImage
 from ironmoe.bench.attack.parts import Part
 from ironmoe.bench.attack.pictures import draw_evaluation

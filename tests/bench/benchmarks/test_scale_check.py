@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ironmoe.bench.benchmarks.passes import DX, FULL, INFERENCE
-from ironmoe.bench.benchmarks.scale import check, gloo
+from ironmoe.bench.benchmarks.scale import check, forked, gloo, throughput
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.user_error import UserError
 
@@ -58,6 +58,17 @@ def test_the_command_prints_them_and_fails_where_one_differs(rows, monkeypatch):
 
 
 def test_a_process_that_fails_is_one_clear_error(monkeypatch):
-    monkeypatch.setattr(gloo.sys, "executable", "false")
+    monkeypatch.setattr(forked.sys, "executable", "false")
     with pytest.raises(UserError, match="--check: a process failed: code 1"):
         gloo.counted_rows()
+
+
+def test_throughput_is_printed_beside_the_largest_error(monkeypatch):
+    rates = {way: 1000.0 * (1 + number) for number, way in enumerate(throughput.WAYS)}
+    rows = [{"pass": name, **rates, "largest error": 2e-7} for name in (INFERENCE, DX, FULL)]
+    monkeypatch.setattr(throughput, "in_fresh_process", lambda *_: rows)
+    command = ["bench", "scale", "--throughput"]
+    output = " ".join(CliRunner().invoke(app, command, env={"COLUMNS": "120"}).output.split())
+    assert f"{DX} 1000 2000 3000 1.50" in output
+    assert "differ from those of one by 2e-07 at most" in output
+    assert json.loads(CliRunner().invoke(app, [*command, "--format", "json"]).stdout) == rows

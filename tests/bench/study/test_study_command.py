@@ -84,12 +84,22 @@ def test_options_reach_the_study(asked, monkeypatch):
         (["--model", "nameless"], "--model must be NAME@SEED=MODEL"),
         (["--model", "a=b", "--seeds", "3"], "place of the ladder, got --seeds, too"),
         (["--train-eps", "inf"], "must be from 0.01 to 255, got inf"),
+        (["--expert-parallel", "2"], "divide the number of processes, got 2 with 1: start the"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(arguments, message, tmp_path):
     result = study(*arguments, "--out", str(tmp_path / "out"))
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_torchrun_says_how_many_processes_there_are(asked, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
+    result = study("--processes", "2")
+    assert result.exit_code == 2 and "got --processes, too" in result.output
+    assert study("--expert-parallel", "2").exit_code == 0
+    assert asked[0][0].expert_parallel == 2
 
 
 def test_the_help_names_arms_trainings_and_measurements():

@@ -20,11 +20,38 @@ from checkpoint_files import (  # noqa: E402
     memory_below,
 )
 
-from ironmoe.moe import CheckpointError, read_npz_checkpoint  # noqa: E402
+from ironmoe.moe import (  # noqa: E402
+    CheckpointError,
+    open_npz_checkpoint,
+    read_npz_checkpoint,
+)
 
 
 def test_an_npz_reads_to_its_weights():
     assert_same(read_npz_checkpoint(DATA / "vmoe_tiny.npz"), PARAMS)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_opened_npz_reads_an_array_where_it_is_indexed(tmp_path, save):
+    columns = np.asfortranarray(np.arange(12, dtype=">f4").reshape(4, 3))
+    save(tmp_path / "vit.npz", **SMALL, columns=columns)
+    opened = open_npz_checkpoint(tmp_path / "vit.npz")
+    right = read_npz_checkpoint(tmp_path / "vit.npz")
+    assert_same({name: np.asarray(array) for name, array in opened.items()}, right)
+    for name, array in opened.items():
+        assert (array.shape, array.dtype) == (right[name].shape, right[name].dtype)
+    np.testing.assert_array_equal(opened["columns"][1:3, 2:], columns[1:3, 2:])
+
+
+def test_a_changed_number_is_noticed_when_its_array_is_read(tmp_path):
+    np.savez(tmp_path / "vit.npz", a=np.full(9, 1.5), b=np.full(9000, 2.5))
+    content = (tmp_path / "vit.npz").read_bytes()
+    at = content.rindex(np.full(9, 2.5).tobytes())
+    (tmp_path / "vit.npz").write_bytes(content[:at] + b"\1" + content[at + 1 :])
+    opened = open_npz_checkpoint(tmp_path / "vit.npz")
+    assert opened["a"][...].tolist() == [1.5] * 9
+    with pytest.raises(CheckpointError, match=r"vit\.npz: leaf b"):
+        opened["b"][:1]
 
 
 @pytest.mark.parametrize("root", ["", "params/", "opt/target/"])

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from live_memory import LiveMemory
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ironmoe.attacks import PGD
+from ironmoe.bench.benchmarks.offload.live_memory import LiveMemory
 from ironmoe.moe import MoE, TopKRouter, VMoE, aux_loss_in_eval, collect_aux_loss
 from ironmoe.moe.layers.mlp import Mlp
 

@@ -9,7 +9,16 @@ import pytest
 import torch
 from einops import rearrange
 
-from ironmoe.moe import Capacity, ExpertChoiceRouter, MoE, VMoE, aux_loss_in_eval, collect_aux_loss
+from ironmoe.moe import (
+    Capacity,
+    ExpertChoiceRouter,
+    MoE,
+    VMoE,
+    aux_loss_in_eval,
+    collect_aux_loss,
+    open_vmoe_checkpoint,
+    write_vmoe_checkpoint,
+)
 
 OFFICIAL = np.load(Path(__file__).parents[2] / "data" / "official_variants.npz")
 SETTINGS = json.loads(str(OFFICIAL["settings"]))
@@ -89,6 +98,33 @@ def test_weights_go_back_as_they_came(name):
     params, back = params_of(name), model_of(name).to_jax()
     assert set(back) == set(params)
     assert all(np.array_equal(back[key], params[key]) for key in params)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_weights_are_read_from_files_into_a_model_that_had_no_memory(tmp_path, name):
+    pytest.importorskip("msgpack")
+    params, model = params_of(name), model_of(name)
+    write_vmoe_checkpoint(tmp_path / "x", params, shards=2, chunk_bytes=1000)
+    stored = open_vmoe_checkpoint(tmp_path / "x")
+    if SETTINGS[name]["kind"] in ("soft", "dense", "ec"):
+        empty = model.to("meta").to_empty(device="cpu")
+        empty.load_jax(stored)
+    else:
+        router = {"selection_bias": not name.startswith("ensemble")}
+        options = {"top_k": SETTINGS[name]["K"], "router": router}
+        empty = VMoE.from_jax(stored, shard=lambda model: None, **options)
+    assert all(np.array_equal(array, params[key]) for key, array in empty.to_jax().items())
+    assert not any(buffer.any() for buffer in empty.buffers())
+
+
+def test_another_resolution_is_the_same_for_a_model_that_had_no_memory():
+    params = params_of("training-two-experts-gshard")
+    models = [
+        VMoE.from_jax(params, top_k=2, image_size=40, shard=shard)
+        for shard in (None, lambda model: None)
+    ]
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert one.equal(other)
 
 
 def test_an_ensembles_prediction_is_the_mean_probability():

@@ -1,0 +1,1 @@
+"""``ironmoe bench offload``: what less memory under attack costs."""

@@ -1,0 +1,50 @@
+"""``--expert-parallel N``: the experts of a loaded model, shared out over processes."""
+
+import torch
+from torch import nn
+
+from ironmoe.bench.common.processes import number_started
+from ironmoe.bench.common.user_error import UserError
+from ironmoe.moe.distributed import parallelize
+from ironmoe.moe.parallel.layers import expert_layers
+
+OPTION = "--expert-parallel"
+
+
+def check_processes(ranks: int) -> None:
+    """UserError: the number of processes that were started is no multiple of ``ranks``."""
+    started = number_started()
+    if started % ranks:
+        raise UserError(
+            f"{OPTION} must divide the number of processes, got {ranks} with {started}: start the "
+            f"command with torchrun --nproc-per-node {ranks}, or a multiple of it"
+        )
+
+
+def check_experts(model: nn.Module, name: str, ranks: int) -> None:
+    """UserError: the model has no experts, or a layer has a number of them that ``ranks`` does not
+    divide. name: of the model, for people."""
+    if ranks == 1:
+        return
+    layers = expert_layers(model)
+    if not layers:
+        raise UserError(
+            f"{OPTION} {ranks} must come with a model that has layers with experts, got {name}, "
+            "which has none"
+        )
+    for layer, module in layers.items():
+        if module.num_experts % ranks:
+            raise UserError(
+                f"{OPTION} must divide the number of experts of each layer, got {ranks} with "
+                f"{module.num_experts} experts in {layer} of {name}"
+            )
+
+
+def share_out_experts(model: nn.Module, ranks: int, device: torch.device, world: int) -> None:
+    """Let each ``ranks`` neighbouring processes of all hold the experts of the model together. All
+    processes must call it."""
+    if ranks > 1:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        shape = (world // ranks, ranks)
+        parallelize(model, init_device_mesh(device.type, shape, mesh_dim_names=("dp", "ep")))

@@ -1,0 +1,65 @@
+"""Work that several processes do together: where one of them fails, all of them hear of it, and
+none is left waiting. With one process, and without ``torch.distributed``, it is plain work."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from ironmoe.moe.checkpoints.errors import CheckpointError
+from ironmoe.moe.exchange.errors import naming_missing
+from ironmoe.moe.exchange.group import every_rank
+
+T = TypeVar("T")
+
+
+def number_of_processes() -> int:
+    """1 where ``torch.distributed`` is not initialised."""
+    return dist.get_world_size() if _is_distributed() else 1
+
+
+def process_number() -> int:
+    """From 0; 0 where ``torch.distributed`` is not initialised."""
+    return dist.get_rank() if _is_distributed() else 0
+
+
+def by_all(work: Callable[[], T]) -> list[T]:
+    """What ``work`` returns in each process, in the order of the processes; it can be pickled.
+
+    Raises:
+        CheckpointError: in every process, with the first error that one of them met, and its rank.
+        ExchangeError: a process is missing.
+    """
+    own = _outcome(work)
+    outcomes = every_rank().each(own) if number_of_processes() > 1 else [own]
+    for rank, (_, error) in enumerate(outcomes):
+        if error is not None:
+            raise CheckpointError(f"rank {rank}: {error}" if len(outcomes) > 1 else error)
+    return [result for result, _ in outcomes]
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """What ``work`` returns in process 0, which alone does it. Errors are those of ``by_all``."""
+    results: list[Any] = by_all(lambda: work() if process_number() == 0 else None)
+    return results[0]
+
+
+def naming_ranks(what: str) -> AbstractContextManager[None]:
+    """Inside the block torch exchanges data; an error of that becomes one that says which rank is
+    missing (``ExchangeError``)."""
+    several = number_of_processes() > 1
+    return naming_missing(every_rank().members, what) if several else nullcontext()
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _outcome(work: Callable[[], T]) -> tuple[Any, str | None]:
+    try:
+        return work(), None
+    except CheckpointError as error:
+        return None, str(error)
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"

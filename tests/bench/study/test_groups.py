@@ -1,0 +1,151 @@
+"""A study under torchrun, whose workers are groups of processes, beside one of one process."""
+
+import json
+import math
+
+import pytest
+from two_processes import run_in_processes
+
+from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.study.work.group import work_group
+
+WORLDS = """
+import signal
+import numpy as np
+import torch._dynamo  # an optimizer imports it
+import torch.distributed._functional_collectives
+from torch.distributed import tensor
+from pathlib import Path
+from rich.console import Console
+from small_study import options
+from ironmoe.bench.common import processes
+from ironmoe.bench.common.errors import clear_errors
+from ironmoe.bench.data.in_memory import ImageData, load_data
+from ironmoe.bench.study import run
+from ironmoe.bench.study.measure.subject import Subject
+
+run.FIGURES, processes.GRACE_SECONDS, processes.SAME_SECONDS = (), 0.0, 0.1
+digits = load_data("digits")
+rows = np.concatenate([np.flatnonzero(digits.labels == label)[:25] for label in range(3)])
+few = ImageData("few", digits.images[rows], digits.labels[rows], list("012"), [])
+
+def study(name, size, **changes):
+    with open(f"{name}-{os.environ.get('RANK', 0)}.txt", "a") as said:
+        console = Console(file=said, quiet=not processes.is_first_process(), width=10_000)
+        try:
+            changes = {"measurements": MEASURED, **changes}
+            run.run_study(options(few, Path(name), expert_parallel=size, **changes), console)
+        except Exception as error:
+            said.write(f"{type(error).__name__}: {error}")
+            raise
+
+def in_world(world, work):
+    "The exit codes of as many processes, which find each other as torchrun lets them."
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port),
+                   "WORLD_SIZE": str(world), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    children = []
+    for number in range(world):
+        children.append(os.fork())
+        if not children[-1]:
+            os.environ["RANK"] = str(number)
+            try:
+                work()
+            except BaseException:
+                os._exit(3)
+            os._exit(0)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+MEASURED = ("clean", "expert use", "derivative", "top experts", "interventions", "curve")
+assert in_world(1, lambda: study("one", 1)) == [0]
+for world, size, measured in ((1, 1, MEASURED[:1]), (4, 2, MEASURED[:-1]), (1, 1, MEASURED)):
+    assert in_world(world, lambda: study("mixed", size, measurements=measured)) == [0] * world
+
+def dying(rank):
+    logits, calls = Subject.logits, []
+    def logits_or_death(subject, *arguments):
+        calls.append(1)
+        if int(os.environ["RANK"]) == rank and len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return logits(subject, *arguments)
+    Subject.logits = logits_or_death
+    study(f"killed {rank}", 2, arms=("E4",), measurements=("clean", "interventions"))
+
+for rank in (0, 1):
+    assert sorted(in_world(2, lambda: dying(rank))) == [-9, 3]
+
+def failing():
+    study("failed", 2, training=options(few, "").training._replace(batch_size=5000))
+
+assert in_world(2, failing) == [3, 3]
+"""
+
+PIECES = {
+    "dense": ("trained", "clean", "derivative", "curve"),
+    "E4": ("trained", "clean", "top experts", "interventions", "curve"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all of it ran."""
+    folder = tmp_path_factory.mktemp("groups")
+    run_in_processes(1, "", folder, before=WORLDS)
+    return folder
+
+
+def report(folder, name):
+    return json.loads((folder / name / "report.json").read_text())
+
+
+def test_groups_find_what_one_process_finds(folder):
+    """In a study that one process began, two groups went on with, and one process ended."""
+    one, other = report(folder, "one"), report(folder, "mixed")
+    assert other["runs"] == one["runs"] and len(one["runs"]) == 2
+    words = [[verdict["verdict"] for verdict in each["verdicts"]] for each in (one, other)]
+    assert words[0] == words[1]
+    assert other["values"].keys() == one["values"].keys() > {"pgd@8", "r1", "random:attacked"}
+    for key, row in one["values"].items():
+        for mine, theirs in zip(row, other["values"][key], strict=True):
+            # divergences of near distributions are small differences of float32 numbers
+            assert mine == theirs or math.isclose(mine, theirs, rel_tol=1e-3, abs_tol=1e-6), key
+
+
+def test_a_group_trains_to_the_bits_of_one_process(folder):
+    """Outcomes lie in folders that are named after digests of the weights."""
+
+    def digests(name):
+        return {path.name for path in (folder / name / "measured").iterdir()}
+
+    assert digests("one") == digests("mixed") > digests("killed 0") == digests("killed 1")
+
+
+def test_the_first_process_tells_once_what_each_group_did_and_reports(folder):
+    said = (folder / "mixed-0.txt").read_text()
+    assert "in 2 groups of 2 processes" in said and said.count("Report: ") == 3
+    for arm, measured in PIECES.items():
+        for what in measured:
+            assert said.count(f"{arm}, standard, seed 0: {what} (") == 1, what
+    assert [(folder / f"mixed-{rank}.txt").read_text() for rank in (1, 2, 3)] == [""] * 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_a_process_is_killed_its_group_ends_and_names_it(folder, rank):
+    said = (folder / f"killed {rank}-{1 - rank}.txt").read_text().splitlines()[-1]
+    assert said.startswith("OtherProcessEnded: ") and "goes on from there" in said
+    assert f"rank {rank} (process " in said and " ended. What" in said
+    assert list((folder / f"killed {rank}").rglob("clean-*.json"))
+
+
+def test_when_the_training_fails_one_process_says_why(folder):
+    assert "must have at least 5000 images" in (folder / "failed-0.txt").read_text()
+    assert "5000" not in (folder / "failed-1.txt").read_text()
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_groups_must_divide_the_processes(monkeypatch, world):
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setenv("RANK", "0")
+    why = f"--expert-parallel must divide the number of processes, got 2 with {world}: start"
+    with pytest.raises(UserError, match=why), work_group(2):
+        pass

@@ -1,0 +1,63 @@
+"""Worlds: processes that know each other through gloo, several worlds in one program.
+
+The program is one of its own, because a test process may have threads, which a fork does not
+survive. It imports once; the processes of each world are forked from it.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+_NUMBERS = itertools.count(1)
+
+
+def run_program(name, folder):
+    """Run a file of tests/support in a folder; it may call ``world``."""
+    here = Path(__file__).parent
+    paths = [str(here), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, str(here / f"{name}.py")],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def world(size, *works, exits=None):
+    """Call the works in each of so many processes, one after another. ``exits``: how each process
+    must end, by default with 0."""
+    number, children = next(_NUMBERS), []
+    for rank in range(size):
+        child = os.fork()
+        if not child:
+            os._exit(_run(rank, size, f"store{number}", works))
+        children.append(child)
+    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if ends != (exits or [0] * size):
+        sys.exit(f"the processes of world {number} ended with {ends}")
+
+
+def _run(rank, size, store, works):
+    try:
+        if size > 1:
+            method, timeout = f"file://{os.path.abspath(store)}", timedelta(seconds=60)
+            dist.init_process_group(
+                "gloo", init_method=method, rank=rank, world_size=size, timeout=timeout
+            )
+        for work in works:
+            work()
+    except BaseException:
+        print(f"rank {rank} of {size}", file=sys.stderr)
+        traceback.print_exc()
+        return 1
+    return 0
