@@ -242,11 +242,8 @@ def train(
         from ironmoe.bench.attack.suite import ROUTING
         from ironmoe.bench.common.train import default_epochs
         from ironmoe.bench.data.in_memory import load_data
-        from ironmoe.bench.train.options import (
-            TrainOptions,
-            check_choice,
-            check_expert_parallel,
-        )
+        from ironmoe.bench.models.expert_parallel import check_processes
+        from ironmoe.bench.train.options import TrainOptions, check_choice
         from ironmoe.bench.train.recipe import DTYPES, SCHEDULES, MethodChoice, TrainRecipe
         from ironmoe.bench.train.rows import split
         from ironmoe.bench.train.run import run_train_command
@@ -266,7 +263,7 @@ def train(
             own=_given(own),
         )
         check_choice(choice)
-        check_expert_parallel(expert_parallel, _world())
+        check_processes(expert_parallel)
         target = chosen_device(device)
         pipeline = pipeline_of(model)
         images = load_data(data, image_size, skip_bad, pipeline=pipeline)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
-from torch import nn
 
 from ironmoe.attacks.balls.ball import NORMS
 from ironmoe.attacks.training import TRAINING_METHODS, RegisteredMethod
@@ -19,7 +18,6 @@ from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.train.recipe import DTYPES, SCHEDULES, STANDARD, MethodChoice, TrainRecipe
 from ironmoe.bench.train.trainee import Trainee
-from ironmoe.moe.parallel.layers import expert_layers
 
 
 class TrainOptions(NamedTuple):
@@ -107,41 +105,6 @@ def check_recipe(recipe: TrainRecipe) -> None:
         raise UserError(
             f"--parts must be at most --batch-size, {recipe.batch_size}, got {recipe.parts}"
         )
-
-
-def check_expert_parallel(number: int, processes: int) -> None:
-    """Find a number of processes for each expert that does not suit the number of processes.
-
-    Raises:
-        UserError: the message says which do.
-    """
-    if number > 1 and processes == 1:
-        raise UserError(
-            f"--expert-parallel {number} needs several processes: torchrun --nproc-per-node "
-            f"{number} -m ironmoe.bench train …"
-        )
-    if processes % number:
-        raise UserError(
-            f"--expert-parallel must divide the number of processes, {processes}, got {number}"
-        )
-
-
-def check_experts(number: int, model: nn.Module) -> None:
-    """The same of a number that does not suit the model."""
-    if number == 1:
-        return
-    layers = expert_layers(model)
-    if not layers:
-        raise UserError(
-            f"--expert-parallel {number} needs a model with MoE or SoftMoE layers of this library, "
-            "and this one has none; take --model v-moe"
-        )
-    for name, layer in layers.items():
-        if layer.num_experts % number:
-            raise UserError(
-                f"--expert-parallel must divide the number of experts of each layer, "
-                f"{layer.num_experts} in {name}, got {number}"
-            )
 
 
 def _check_name(option: str, name: str, known: Iterable[str]) -> None:

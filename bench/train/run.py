@@ -24,18 +24,13 @@ from ironmoe.bench.common.processes import Processes, own_device, processes
 from ironmoe.bench.common.radii import exact, to_255
 from ironmoe.bench.common.run_folder import RunFolder, default_folder
 from ironmoe.bench.common.train import TrainingError
+from ironmoe.bench.models.expert_parallel import check_experts, check_processes
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.train.blocks import checkpoint_blocks
 from ironmoe.bench.train.display import Display
 from ironmoe.bench.train.held_out import HeldOutRows
 from ironmoe.bench.train.making import explained, make_method
-from ironmoe.bench.train.options import (
-    TrainOptions,
-    check_choice,
-    check_expert_parallel,
-    check_experts,
-    check_recipe,
-)
+from ironmoe.bench.train.options import TrainOptions, check_choice, check_recipe
 from ironmoe.bench.train.parallel import prepared
 from ironmoe.bench.train.recipe import STANDARD
 from ironmoe.bench.train.report.facts import TrainingFacts
@@ -67,6 +62,7 @@ def run_train_command(options: TrainOptions, console: Console) -> Path:
     """
     check_choice(options.method)
     check_recipe(options.recipe)
+    check_processes(options.expert_parallel)
     device = own_device(options.device)
     with ExitStack() as held, processes(device) as group:
         run = _prepared(options, device, group)
@@ -89,10 +85,9 @@ def run_train_command(options: TrainOptions, console: Console) -> Path:
 
 def _prepared(options: TrainOptions, device: torch.device, group: Processes) -> "_Run":
     """Load the model, choose the rows, make the method: whatever can be wrong is wrong here."""
-    check_expert_parallel(options.expert_parallel, group.world)
     rows = checked_split(options.data, options.recipe, group.world)
     trainee = load_trainee(options.model, options.data, options.seed, device)
-    check_experts(options.expert_parallel, trainee.model)
+    check_experts(trainee.model, trainee.name, options.expert_parallel)
     settings = options.settings(trainee)
     if options.recipe.checkpointing:
         checkpoint_blocks(trainee.model)
@@ -191,7 +186,7 @@ class _Run:
 
     @property
     def attack_options(self) -> AttackOptions:
-        """APGD-T on test images, at the radius of the training. Each process has all experts."""
+        """APGD-T on test images, at the radius of the training."""
         options = self.options
         file = self.path / MODEL
         own = self.trainee.arguments is not None
@@ -208,6 +203,7 @@ class _Run:
             ),
             batch_size=options.recipe.images_of_part,
             device=options.device,
+            expert_parallel=options.expert_parallel,
             out=self.path / ATTACK,
         )
 

@@ -1,12 +1,6 @@
 """Training in two processes that share the experts, against one process with the same parts."""
 
-import pytest
-from torch import nn
 from two_processes import run_in_processes
-
-from ironmoe.bench.common.user_error import UserError
-from ironmoe.bench.train.options import check_expert_parallel, check_experts
-from ironmoe.moe import MoE
 
 IMPORTS = """
 import signal
@@ -89,12 +83,20 @@ page.draw_training = lambda facts: {}
 labels = np.arange(40) % 4
 pictures = np.random.default_rng(0).random((4, 8, 8))
 np.savez("set.npz", images=pictures[labels] * 0.9, labels=labels)
-words = ("train --data set.npz --device cpu --batch-size 16 --eps 16 --steps 1 --epochs 2 "
-         "--ema 0.9")
+with open("tiny.py", "w") as file:
+    file.write('''
+from ironmoe.moe import VMoE
+
+def model():
+    return VMoE(8, 4, 16, 2, 2, 16, 4, moe_layers=(1,), num_experts=4, channels=1)
+''')
+sys.path.insert(0, os.getcwd())
+words = ("train --data set.npz --model tiny:model --device cpu --batch-size 16 --eps 16 --steps 1 "
+         "--epochs 2 --ema 0.9")
 
 def command(out, *options):
     try:
-        app([*words.split(), "--parts", "2", "--no-attack", "--out", out, *options])
+        app([*words.split(), "--parts", "2", "--attack-images", "4", "--out", out, *options])
     except SystemExit as done:
         if done.code:
             os._exit(done.code)
@@ -113,14 +115,15 @@ def numbers_of(out):
         return json.load(file)["curves"]
 
 SHARED = ("--expert-parallel", "2")
-command("alone")
+command("alone", "--no-attack")
 # the second process may find the first one gone before it kills itself
 ends = in_both(lambda number: killed(number, "to-one", *SHARED))
 assert signal.SIGKILL in ends and all(ends)
-command("to-one")
+command("to-one", "--no-attack")
 ends = in_both(lambda number: killed(number, "to-both"))
 assert signal.SIGKILL in ends and all(ends)
 assert in_both(lambda number: command("to-both", *SHARED, "--fsdp")) == [0, 0]
+assert os.path.exists("to-both/attack/report.json"), "the same processes attack it"
 
 alone, curves = load_file("alone/model.safetensors"), numbers_of("alone")
 for out in ("to-one", "to-both"):
@@ -141,27 +144,3 @@ def test_two_processes_that_share_the_experts_train_as_one(tmp_path):
 
 def test_two_pairs_of_processes_train_as_one(tmp_path):
     run_in_processes(4, TRAINING, tmp_path, before=IMPORTS)
-
-
-@pytest.mark.parametrize(
-    ("number", "processes", "message"),
-    [
-        (2, 1, "needs several processes: torchrun --nproc-per-node 2 -m"),
-        (3, 4, "must divide the number of processes, 4, got 3"),
-    ],
-)
-def test_experts_are_shared_by_processes_that_are_there(number, processes, message):
-    check_expert_parallel(1, processes)
-    check_expert_parallel(2, 4)
-    with pytest.raises(UserError, match=f"--expert-parallel.* {message}"):
-        check_expert_parallel(number, processes)
-
-
-def test_a_model_must_have_experts_to_share():
-    layer = nn.Sequential(MoE(4, 8, 6))
-    check_experts(1, nn.Linear(2, 2))
-    check_experts(3, layer)
-    with pytest.raises(UserError, match="2 needs a model with MoE or SoftMoE layers"):
-        check_experts(2, nn.Linear(2, 2))
-    with pytest.raises(UserError, match=r"must divide .* of each layer, 6 in 0, got 4"):
-        check_experts(4, layer)
