@@ -7,12 +7,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ironmoe.moe.exchange.errors import members_of, naming_missing
+from ironmoe.moe.exchange.errors import Member, members_of, naming_missing
 from ironmoe.moe.exchange.traffic import count
 
 T = TypeVar("T")
 
-_KNOWN: WeakKeyDictionary[Any, "Group"] = WeakKeyDictionary()
+# not the groups themselves, which hold their key and would keep it alive for ever
+_MEMBERS: WeakKeyDictionary[Any, list[Member]] = WeakKeyDictionary()
 
 
 def every_rank() -> "Group":
@@ -22,22 +23,23 @@ def every_rank() -> "Group":
 
 def known_group(process_group: Any) -> "Group":
     """The ranks of a process group. The first call is an exchange of all of them."""
-    if process_group not in _KNOWN:
-        _KNOWN[process_group] = Group(process_group)
-    return _KNOWN[process_group]
+    group = Group(process_group, _MEMBERS.get(process_group))
+    _MEMBERS[process_group] = group.members
+    return group
 
 
 class Group:
-    """A process group as exchanges use it. Each of its processes must make one at the same time.
+    """A process group as exchanges use it. Each of its processes must make one at the same time,
+    unless its members are given.
 
     rank: of this process in the group; size: how many processes there are; members: which.
     """
 
-    def __init__(self, process_group: Any) -> None:
+    def __init__(self, process_group: Any, members: list[Member] | None = None) -> None:
         self.process_group = process_group
         self.rank = dist.get_rank(process_group)
         self.size = dist.get_world_size(process_group)
-        self.members = members_of(process_group)
+        self.members = members or members_of(process_group)
 
     def global_rank(self, rank: int) -> int:
         """The rank among all processes of a rank of this group."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ironmoe.moe.exchange.errors import naming_missing
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.parallel.alone import is_alone
+from ironmoe.moe.sharded import local_values
 
 
 @torch.no_grad()
@@ -53,17 +54,17 @@ def clip_grad_norm_(
     if error_if_nonfinite and not bool(total.isfinite()):
         raise RuntimeError(f"the norm of the gradients must be finite, got {float(total)}")
     factor = (max_norm / (total + 1e-6)).clamp(max=1)  # as torch has it
-    for grad in map(_local, grads):
+    for grad in map(local_values, grads):
         grad.mul_(factor.to(grad.device, grad.dtype))
     return total
 
 
 def _norm(grads: list[Tensor], p: float) -> Tensor:
     """Of all gradients together. Those that lie on the same ranks travel as one number."""
-    device = _local(grads[0]).device
+    device = local_values(grads[0]).device
     powers: dict[tuple[Any, ...], list[Tensor]] = {}
     for grad in grads:
-        norm = torch.linalg.vector_norm(_local(grad), p, dtype=torch.float64).to(device)
+        norm = torch.linalg.vector_norm(local_values(grad), p, dtype=torch.float64).to(device)
         powers.setdefault(_shared_out_over(grad), []).append(norm if p == math.inf else norm**p)
 
     sums = []
@@ -77,10 +78,6 @@ def _norm(grads: list[Tensor], p: float) -> Tensor:
         sums.append(value)
     every = torch.stack(sums)
     return every.max() if p == math.inf else every.sum() ** (1 / p)
-
-
-def _local(grad: Any) -> Tensor:
-    return grad.to_local() if hasattr(grad, "to_local") else grad
 
 
 def _shared_out_over(grad: Any) -> tuple[Any, ...]:

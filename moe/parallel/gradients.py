@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ironmoe.moe.exchange.errors import naming_missing
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.parallel.parallelize import dimensions
+from ironmoe.moe.sharded import local_values
 
 BUCKET = 2**24  # how many numbers travel at once
 
@@ -69,7 +70,8 @@ def _reduce(weights: list[nn.Parameter], groups: list[Any], divide_by: int) -> N
 
     bucket: list[Tensor] = []
     for weight in chosen:
-        bucket.append(_local(weight.grad))
+        assert weight.grad is not None
+        bucket.append(local_values(weight.grad))
         if sum(grad.numel() for grad in bucket) >= BUCKET:
             _reduce_bucket(bucket, groups, divide_by)
             bucket = []
@@ -87,7 +89,3 @@ def _reduce_bucket(bucket: list[Tensor], groups: list[Any], divide_by: int) -> N
         flat /= divide_by
         for grad, values in zip(same, flat.split([g.numel() for g in same]), strict=True):
             grad.copy_(values.view_as(grad))
-
-
-def _local(grad: Any) -> Tensor:
-    return grad.to_local() if hasattr(grad, "to_local") else grad
