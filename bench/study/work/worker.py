@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.study.measure.budget import Budget
 from ironmoe.bench.study.measure.measurement import Measurement, Outcome
 from ironmoe.bench.study.measure.subject import Subject
@@ -127,7 +128,14 @@ class Worker:
         made = self.group.first(lambda: task.entry.get(QUIET), f"the training of {task.entry.name}")
         if not was_trained:
             tell(Done(number, TRAINED, time.perf_counter() - start, {}))
-        return task.entry.get(QUIET) if made is None else made
+        if made is not None:
+            return made
+        if not task.entry.is_trained:
+            raise UserError(
+                f"every process of a group must see the same folder, got no {task.entry.file} in "
+                f"process {self.group.rank} of the group"
+            )
+        return task.entry.get(QUIET)
 
     def _left(self, known: str, task: Task) -> list[Measurement]:
         """What is still to be measured of the model with this digest."""

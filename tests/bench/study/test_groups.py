@@ -7,7 +7,10 @@ import pytest
 from two_processes import run_in_processes
 
 from ironmoe.bench.common.user_error import UserError
-from ironmoe.bench.study.work.group import work_group
+from ironmoe.bench.study.ladder.arms import LADDER
+from ironmoe.bench.study.work.entries import Entry
+from ironmoe.bench.study.work.group import WorkGroup, work_group
+from ironmoe.bench.study.work.worker import Task, Worker
 
 WORLDS = """
 import signal
@@ -149,3 +152,12 @@ def test_groups_must_divide_the_processes(monkeypatch, world):
     why = f"--expert-parallel must divide the number of processes, got 2 with {world}: start"
     with pytest.raises(UserError, match=why), work_group(2):
         pass
+
+
+def test_processes_that_see_another_folder_say_so(tmp_path, monkeypatch):
+    """They do not train what the first one has trained."""
+    monkeypatch.setattr(WorkGroup, "same", lambda group, value, what: value)
+    entry = Entry(LADDER["E8"], "standard", 0, tmp_path / "e8.safetensors", pytest.fail)
+    worker = Worker(None, tmp_path, None, None, WorkGroup(rank=1, size=2))
+    with pytest.raises(UserError, match=r"same folder, got no .*e8.safetensors in process 1"):
+        worker._trained(Task(entry, (), None), 0, print)
