@@ -4,6 +4,7 @@ world, because imports take most of the time."""
 from two_processes import run_in_processes
 
 IMPORTS = """
+import torch._dynamo  # an optimizer imports it, and checkpointing
 import torch.distributed.tensor
 import torch.distributed.fsdp
 from pathlib import Path
@@ -32,7 +33,7 @@ os._exit(0)
 
 
 def test_two_ranks_compute_what_one_process_does(tmp_path):
-    run_in_processes(2, PROGRAM + OF_TWO, tmp_path, before=IMPORTS + "import torch._dynamo")
+    run_in_processes(2, PROGRAM + OF_TWO, tmp_path, before=IMPORTS)
 
 
 def test_four_ranks_compute_what_one_process_does_and_survive_two_of_them(tmp_path):
