@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ironmoe.attacks.engine.records import Records
+from ironmoe.moe.exchange.alone import is_alone
 from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.group import Group, every_rank
-from ironmoe.moe.parallel.alone import is_alone
 from ironmoe.moe.parallel.lock_step import group_in_step
 from ironmoe.moe.sharded import is_sharded
 

@@ -106,7 +106,9 @@ def _prepared(
     loaded = load_model(
         options.checkpoint,
         options.model_spec,
-        loading_device(device, offload=options.offload_experts),
+        loading_device(
+            device, offload=options.offload_experts, expert_parallel=options.expert_parallel
+        ),
         image_size=wanted_size(options.data.images, options.data.image_size, options.overrides),
         weights=options.weights,
         overrides=options.overrides,

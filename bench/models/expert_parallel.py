@@ -41,10 +41,11 @@ def check_experts(model: nn.Module, name: str, ranks: int) -> None:
 
 
 def share_out_experts(model: nn.Module, ranks: int, device: torch.device, world: int) -> None:
-    """Let each ``ranks`` neighbouring processes of all hold the experts of the model together. All
-    processes must call it."""
+    """Let each ``ranks`` neighbouring processes of all hold the experts of the model together. The
+    rest comes to the device afterwards. All processes must call it."""
     if ranks > 1:
         from torch.distributed.device_mesh import init_device_mesh
 
         shape = (world // ranks, ranks)
         parallelize(model, init_device_mesh(device.type, shape, mesh_dim_names=("dp", "ep")))
+        model.to(device)

@@ -11,9 +11,12 @@ from ironmoe.moe import MoE, offload_experts
 HOST = torch.device("cpu")
 
 
-def loading_device(device: torch.device, *, offload: bool) -> torch.device:
-    """Where a model is loaded: in host memory if its experts are to stay there."""
-    return HOST if offload else device
+def loading_device(
+    device: torch.device, *, offload: bool = False, expert_parallel: int = 1
+) -> torch.device:
+    """Where a model is loaded: in host memory, if its experts are to stay there or to be shared out
+    over devices that cannot hold all of them."""
+    return HOST if offload or expert_parallel > 1 else device
 
 
 def save_memory(

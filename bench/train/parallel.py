@@ -17,9 +17,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ironmoe.moe.distributed import parallelize
+from ironmoe.moe.exchange.alone import is_alone
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.layers.ranks import same_values
-from ironmoe.moe.parallel.alone import is_alone
 from ironmoe.moe.parallel.blocks import blocks
 
 T = TypeVar("T")
@@ -47,18 +47,19 @@ def prepared(
     Returns:
         The model. Compile it afterwards; wrap blocks for activation checkpointing before.
     """
-    model = model.to(device)
     world = number_of_processes()
     if world == 1:
-        return model
+        return model.to(device)
     options = FSDP_OPTIONS if fsdp else {}
     if expert_parallel > 1:
         # its advice on how to gather weights faster; they are gathered once an epoch
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         sizes, names = (world // expert_parallel, expert_parallel), ("fsdp" if fsdp else "dp", "ep")
         mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
-        return parallelize(model, mesh, **options)
+        # what other devices hold never comes to this one
+        return parallelize(model, mesh, **options).to(device)
 
+    model = model.to(device)
     same_values(model, every_rank())
     if fsdp:
         mesh = init_device_mesh(device.type, (world,))

@@ -25,6 +25,7 @@ from ironmoe.bench.common.radii import exact, to_255
 from ironmoe.bench.common.run_folder import RunFolder, default_folder
 from ironmoe.bench.common.train import TrainingError
 from ironmoe.bench.models.expert_parallel import check_experts, check_processes
+from ironmoe.bench.models.memory import loading_device
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.train.blocks import checkpoint_blocks
 from ironmoe.bench.train.display import Display
@@ -86,7 +87,8 @@ def run_train_command(options: TrainOptions, console: Console) -> Path:
 def _prepared(options: TrainOptions, device: torch.device, group: Processes) -> "_Run":
     """Load the model, choose the rows, make the method: whatever can be wrong is wrong here."""
     rows = checked_split(options.data, options.recipe, group.world)
-    trainee = load_trainee(options.model, options.data, options.seed, device)
+    at_first = loading_device(device, expert_parallel=options.expert_parallel)
+    trainee = load_trainee(options.model, options.data, options.seed, at_first)
     check_experts(trainee.model, trainee.name, options.expert_parallel)
     settings = options.settings(trainee)
     if options.recipe.checkpointing:

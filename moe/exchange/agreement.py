@@ -49,7 +49,16 @@ class Header(NamedTuple):
 
 
 def header_of(rows: Tensor, *, layer: int, bounded: int | None, weights_need_grad: bool) -> Header:
-    """The header of this rank for rows (R, D)."""
+    """The header of this rank for rows (R, D).
+
+    Raises:
+        ValueError: rows of this dtype cannot travel.
+    """
+    if rows.dtype not in DTYPES:
+        raise ValueError(
+            f"dispatch_dtype must be one of {', '.join(map(str, DTYPES))} where experts are on "
+            f"several ranks, got {rows.dtype}"
+        )
     records = torch.is_grad_enabled()
     return Header(
         layer=layer,

@@ -57,7 +57,9 @@ def members_of(group: Any) -> list[Member]:
     """All processes of a group, in the order of its ranks. Each of them must call it."""
     own = Member(dist.get_rank(), socket.gethostname(), os.getpid())
     members: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(members, own, group=group)
+    unknown = [Member(rank, "", 0) for rank in dist.get_process_group_ranks(group)]
+    with naming_missing(unknown, "the first exchange between ranks"):
+        dist.all_gather_object(members, own, group=group)
     return members
 
 
@@ -89,7 +91,7 @@ def missing_among(members: Sequence[Member]) -> str:
     whose exchange failed must call it; it waits up to ``GRACE_SECONDS`` for the others."""
     store = _store()
     here = next((m for m in members if m.rank == dist.get_rank()), None)
-    silent = [member for member in members if member != here]
+    silent = [member for member in members if member is not here]
     with suppress(RuntimeError):  # the process that keeps the store may be the one that ended
         if store is not None and here is not None:
             store.set(f"{KEY}/{here.rank}", "1")
@@ -127,5 +129,7 @@ def _store() -> Any:
 
 
 def _named(members: Sequence[Member]) -> str:
-    names = [f"rank {member.rank} (process {member.pid} on {member.host})" for member in members]
-    return " and ".join(names)
+    return " and ".join(
+        f"rank {member.rank}" + f" (process {member.pid} on {member.host})" * bool(member.host)
+        for member in members
+    )

@@ -1,6 +1,7 @@
 """Layers whose experts are shared out over ranks: their weights, and the way of their tokens."""
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import torch
@@ -85,7 +86,7 @@ def share_out(
     _check(layer, mesh, gradients, max_tokens_per_rank)
     check_aux_losses(layer, aux_losses)
     group = group or Group(mesh.get_group())
-    _check_same(layer, group, (gradients, aux_losses, max_tokens_per_rank, number))
+    check_same(layer, group, (gradients, aux_losses, max_tokens_per_rank, number))
 
     same_values(layer, group)
     for module in layer.expert_modules().values():
@@ -199,11 +200,14 @@ def same_values(module: nn.Module, group: Group) -> None:
 
 
 def _shard(module: nn.Module, mesh: Any) -> None:
-    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.distributed.tensor import DTensor, Shard
 
     for name, weight in module.named_parameters(recurse=False):
-        # every rank has the whole already
-        part = distribute_tensor(weight.detach(), mesh, [Shard(0)], src_data_rank=None)
+        # Every rank has the whole already, maybe in host memory: only its part goes to the device.
+        own = weight.detach().chunk(mesh.size())[mesh.get_local_rank()]
+        own = own.clone() if own.is_meta else own.to(mesh.device_type, copy=True)
+        own = own.contiguous()
+        part = DTensor.from_local(own, mesh, [Shard(0)], run_check=False)
         setattr(module, name, nn.Parameter(part, requires_grad=weight.requires_grad))
 
 
@@ -217,6 +221,11 @@ def _check(layer: Any, mesh: Any, gradients: str, max_tokens_per_rank: int | Non
     if mesh.ndim != 1:
         raise ValueError(
             f"mesh must have one dimension, such as mesh['ep'], got {mesh.ndim}: {mesh}"
+        )
+    if not bool((mesh.mesh.diff() > 0).all()):
+        raise ValueError(
+            f"mesh must have its ranks in ascending order, as torch has those of a process group, "
+            f"got {mesh.mesh.tolist()}"
         )
     if gradients not in GRADIENTS:
         raise ValueError(f"gradients must be one of {GRADIENTS}, got {gradients!r}")
@@ -244,13 +253,30 @@ def _check(layer: Any, mesh: Any, gradients: str, max_tokens_per_rank: int | Non
             )
 
 
-def _check_same(layer: nn.Module, group: Group, options: tuple[Any, ...]) -> None:
-    """RanksDisagreeError unless all ranks have the same layer and options."""
-    sizes = [(name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters()]
-    own = f"{type(layer).__name__}{options} with {sizes}"
+def check_same(module: nn.Module, group: Group, options: tuple[Any, ...]) -> None:
+    """Compare a module and options with those of the other ranks, before anything of it travels.
+
+    Raises:
+        RanksDisagreeError: they differ. Every rank of the group raises it.
+    """
+    named = (*module.named_parameters(), *module.named_buffers())
+    own = [("class", type(module).__name__), ("options", options)]
+    own += [(name, (tuple(t.shape), t.dtype, t.is_meta)) for name, t in named]
     for rank, other in enumerate(group.each(own)):
-        if other != own:
+        here, there = next(((a, b) for a, b in zip_longest(own, other) if a != b), (None, None))
+        if here != there:
             raise RanksDisagreeError(
-                f"ranks must parallelize the same layer in the same way, got {own} on rank "
-                f"{dist.get_rank()} and {other} on rank {group.global_rank(rank)}"
+                "ranks must parallelize the same model in the same way, got "
+                f"{_words(here)} on rank {dist.get_rank()} and {_words(there)} on rank "
+                f"{group.global_rank(rank)}"
             )
+
+
+def _words(entry: tuple[str, Any] | None) -> str:
+    if entry is None:
+        return "no further weight"
+    name, value = entry
+    if name in ("class", "options"):
+        return f"{name} {value}"
+    shape, dtype, is_meta = value
+    return f"{name} of shape {shape}, {dtype}{' on the meta device' * is_meta}"

@@ -100,11 +100,13 @@ class SoftMoE(nn.Module):
         mesh: Any,
         *,
         gradients: str = "mean",
+        aux_losses: str = "rank",
         max_tokens_per_rank: int | None = None,
     ) -> _SoftMoE:
         """Share the experts out over the ranks of a mesh: ``ironmoe.moe.layers.ranks.share_out``,
         which says what the arguments are. Every rank must call it."""
-        share_out(self, mesh, gradients=gradients, max_tokens_per_rank=max_tokens_per_rank)
+        options: dict[str, Any] = {"gradients": gradients, "aux_losses": aux_losses}
+        share_out(self, mesh, max_tokens_per_rank=max_tokens_per_rank, **options)
         return self
 
     def expert_modules(self) -> dict[str, nn.Module]:

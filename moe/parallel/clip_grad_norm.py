@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ironmoe.moe.exchange.alone import is_alone
 from ironmoe.moe.exchange.errors import naming_missing
 from ironmoe.moe.exchange.group import every_rank
-from ironmoe.moe.parallel.alone import is_alone
 from ironmoe.moe.sharded import local_values
 
 
@@ -64,7 +64,10 @@ def _norm(grads: list[Tensor], p: float) -> Tensor:
     device = local_values(grads[0]).device
     powers: dict[tuple[Any, ...], list[Tensor]] = {}
     for grad in grads:
-        norm = torch.linalg.vector_norm(local_values(grad), p, dtype=torch.float64).to(device)
+        local = local_values(grad)
+        if not local.numel():  # the largest of no numbers is none
+            local = local.new_zeros(1)
+        norm = torch.linalg.vector_norm(local, p, dtype=torch.float64).to(device)
         powers.setdefault(_shared_out_over(grad), []).append(norm if p == math.inf else norm**p)
 
     sums = []

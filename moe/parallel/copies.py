@@ -18,7 +18,7 @@ def copies(model: nn.Module) -> dict[nn.Parameter, Group | None]:
     found: dict[nn.Parameter, Group | None] = dict.fromkeys(model.parameters(), every_rank())
     for layer in expert_layers(model).values():
         if layer.expert_parallel is not None:
-            for module in (layer.fc1, layer.fc2):
+            for module in layer.expert_modules().values():
                 found |= dict.fromkeys(module.parameters(), layer.expert_parallel.copies)
     for module in fsdp_modules(model):
         found |= dict.fromkeys(module.parameters())

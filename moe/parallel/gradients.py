@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from ironmoe.moe.exchange.errors import naming_missing
 from ironmoe.moe.exchange.group import every_rank
-from ironmoe.moe.parallel.parallelize import dimensions
+from ironmoe.moe.layers.ranks import GRADIENTS
+from ironmoe.moe.parallel.parallelize import GRADIENTS_OF, dimensions
 from ironmoe.moe.sharded import local_values
 
 BUCKET = 2**24  # how many numbers travel at once
 
 
 @torch.no_grad()
-def average_gradients(model: nn.Module, mesh: Any, *, gradients: str = "mean") -> None:
+def average_gradients(model: nn.Module, mesh: Any, *, gradients: str | None = None) -> None:
     """Make the gradients those of all ranks, where FSDP2 does not: call it after ``backward()``,
     once a step, on every rank. Weights that FSDP2 shards are left alone, because it has done so.
 
@@ -24,14 +25,14 @@ def average_gradients(model: nn.Module, mesh: Any, *, gradients: str = "mean") -
     Args:
         model: what ``parallelize`` returned.
         mesh: the same as there.
-        gradients: the same as there: "mean" over ranks, or "sum".
+        gradients: "mean" over ranks, or "sum"; by default what ``parallelize`` was told.
 
     Raises:
-        TypeError, ValueError: as for ``parallelize``.
+        TypeError, ValueError: as for ``parallelize``; or ``gradients`` are not those that the
+            experts have.
     """
     names = dimensions(mesh)
-    if gradients not in ("mean", "sum"):
-        raise ValueError(f"gradients must be 'mean' or 'sum', got {gradients!r}")
+    gradients = _agreed_gradients(model, gradients)
     experts = [p for p in model.parameters() if hasattr(p, "device_mesh")]
     others = [p for p in model.parameters() if not hasattr(p, "device_mesh")]
     if "fsdp" in names:
@@ -39,6 +40,16 @@ def average_gradients(model: nn.Module, mesh: Any, *, gradients: str = "mean") -
 
     with naming_missing(every_rank().members, "the average of gradients"):
         _average(others, experts, mesh, names, gradients == "mean")
+
+
+def _agreed_gradients(model: nn.Module, given: str | None) -> str:
+    """What the gradients of the experts are already, and those of the others shall be."""
+    told = GRADIENTS_OF.get(model, given or GRADIENTS[0])
+    if given is not None and given not in GRADIENTS:
+        raise ValueError(f"gradients must be one of {GRADIENTS}, got {given!r}")
+    if given not in (None, told):
+        raise ValueError(f"gradients must be {told!r}, as parallelize was told, got {given!r}")
+    return told
 
 
 def _average(
@@ -80,7 +91,8 @@ def _reduce(weights: list[nn.Parameter], groups: list[Any], divide_by: int) -> N
 
 def _reduce_bucket(bucket: list[Tensor], groups: list[Any], divide_by: int) -> None:
     """Several gradients travel as one tensor for each dtype."""
-    for dtype in {grad.dtype for grad in bucket}:
+    # in the order of the weights, which all ranks have alike; that of a set differs
+    for dtype in dict.fromkeys(grad.dtype for grad in bucket):
         same = [grad for grad in bucket if grad.dtype == dtype]
         wide = torch.promote_types(dtype, torch.float32)
         flat = torch.cat([grad.flatten().to(wide) for grad in same])

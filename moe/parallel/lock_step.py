@@ -7,6 +7,7 @@ Shape suffixes: B images of a pass, P ranks, R images of a rank.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -125,7 +126,7 @@ class _Lane:
         self.experts = expert_parallels(module)
         self.modules = list(module.modules())
         self.unit = images_in_group(module)
-        self.hooks = self._number_of_hooks()
+        self.hooks = self._hooks()
         self.now: _Pass | None = None
 
     @contextmanager
@@ -136,7 +137,7 @@ class _Lane:
             self.module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
             self.module.register_forward_hook(self._leave, always_call=True),
         ]
-        self.hooks = self._number_of_hooks()
+        self.hooks = self._hooks()
         _IN_STEP.add(self.module)
         try:
             for expert in self.experts:
@@ -170,9 +171,7 @@ class _Lane:
         self.now = _Pass(total, total if whole else rows, whole, draws)
         _UNDER_WAY.append(self)
         draws.begin(seed + (0 if whole else self.group.rank))
-        # not taken back after the pass: activation checkpointing repeats it in the backward pass
-        for expert in self.experts:
-            expert.tokens_are_replicated = whole
+        self._replicate(whole)
 
         here = {id(tensor) for tensor in batch}
         return tree_map(lambda leaf: self._part(leaf) if id(leaf) in here else leaf, (args, kwargs))
@@ -191,7 +190,18 @@ class _Lane:
             is_part = leaf.ndim and len(leaf) == now.rows
             return all_rows(leaf, self.group, now.total) if is_part else leaf
 
-        return tree_map(joined, output)
+        outputs = tree_map(joined, output)
+        for leaf in tree_leaves(outputs):
+            if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
+                # activation checkpointing repeats layers in the backward pass of this pass, when
+                # there may have been others
+                leaf.grad_fn.register_prehook(partial(self._replicate, now.whole))
+        return outputs
+
+    def _replicate(self, whole: bool, _: object = None) -> None:
+        """Let the layers run as in a pass of this kind."""
+        for expert in self.experts:
+            expert.tokens_are_replicated = whole
 
     def _end(self) -> None:
         if self.now is not None:
@@ -216,7 +226,7 @@ class _Lane:
         who expects all of them."""
         if self.unit is None or total % self.unit:
             return True
-        return self._number_of_hooks() > self.hooks or any(
+        return bool(self._hooks() - self.hooks) or any(
             module.training
             or has_callbacks(module)
             or vars(module).get("aux_loss_in_eval", False)
@@ -224,10 +234,14 @@ class _Lane:
             for module in self.modules
         )
 
-    def _number_of_hooks(self) -> int:
-        return sum(
-            len(module._forward_hooks) + len(module._forward_pre_hooks) for module in self.modules
-        )
+    def _hooks(self) -> set[int]:
+        """The numbers of all hooks, no two of which are equal."""
+        return {
+            number
+            for module in self.modules
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+            for number in hooks
+        }
 
     def _agreed(self, batch: list[Tensor], whole: bool, seed: int) -> int:
         """The seed of the first rank, after the ranks have compared what they came with.

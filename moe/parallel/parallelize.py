@@ -1,16 +1,25 @@
 """A model on a mesh of devices: experts by expert parallelism, the rest by FSDP2 or copied."""
 
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.group import Group, every_rank
-from ironmoe.moe.layers.ranks import check_aux_losses, lose_over, same_values, share_out
+from ironmoe.moe.layers.ranks import (
+    check_aux_losses,
+    check_same,
+    lose_over,
+    same_values,
+    share_out,
+)
 from ironmoe.moe.parallel.blocks import blocks
 from ironmoe.moe.parallel.layers import check_untied, expert_layers
 
 DIMENSIONS = ("dp", "fsdp", "ep")
+
+# what ``parallelize`` was told about the gradients of each model
+GRADIENTS_OF: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -64,6 +73,13 @@ def parallelize(
     """
     names = dimensions(mesh)
     layers = expert_layers(model)
+    everyone = every_rank()
+    check_same(model, everyone, (tuple(layers), gradients, aux_losses, max_tokens_per_rank))
+    if mesh.size() != everyone.size:
+        raise ValueError(
+            f"mesh must hold all {everyone.size} ranks, got one of {mesh.size()}: give the whole "
+            "mesh, or one layer its part by MoE.parallelize(mesh['ep'])"
+        )
     if not layers:
         raise ValueError(
             f"model must have layers with experts to share out, got a {type(model).__name__} "
@@ -77,13 +93,6 @@ def parallelize(
     check_untied(model, layers)
     for layer in layers.values():
         check_aux_losses(layer, aux_losses)
-    everyone = every_rank()
-    given = everyone.each(aux_losses)
-    if len(set(given)) > 1:
-        raise RanksDisagreeError(
-            f"aux_losses must be the same on every rank, got {given} on ranks 0 to "
-            f"{everyone.size - 1}"
-        )
     same_values(model, everyone)
     if "ep" in names:
         over = mesh if mesh.ndim == 1 else mesh["ep"]
@@ -105,6 +114,7 @@ def parallelize(
             lose_over(layer, everyone)
     if "fsdp" in names:
         _shard(model, list(layers.values()), mesh, names, gradients, fsdp_options)
+    GRADIENTS_OF[model] = gradients
     return model
 
 
@@ -113,7 +123,8 @@ def dimensions(mesh: Any) -> tuple[str, ...]:
 
     Raises:
         TypeError: it is no DeviceMesh.
-        ValueError: a name is none of ``DIMENSIONS``.
+        ValueError: a name is none of ``DIMENSIONS``, or ranks or dimensions come in an order that
+            torch does not take.
     """
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -124,6 +135,14 @@ def dimensions(mesh: Any) -> tuple[str, ...]:
         raise ValueError(
             f"mesh must have dimensions with names among {DIMENSIONS}, got {names} for "
             f"{mesh.ndim} dimensions"
+        )
+    if {"dp", "fsdp"} <= set(names) and names.index("dp") > names.index("fsdp"):
+        raise ValueError(f"mesh must have 'dp' before 'fsdp', as FSDP2 takes it, got {names}")
+    along = names.index("ep") if "ep" in names else 0
+    if not bool((mesh.mesh.diff(dim=along) > 0).all()):
+        raise ValueError(
+            f"mesh must have its ranks in ascending order along {names[along]!r}, as torch has "
+            f"those of a process group, got {mesh.mesh.tolist()}"
         )
     return tuple(names)
 
@@ -142,6 +161,9 @@ def _shard(
     for_experts = mesh["dp", "fsdp"] if "dp" in names else mesh["fsdp"]
     for_others = _without_experts(mesh, names) if "ep" in names else for_experts
 
+    # Else FSDP2 keeps the outermost weights gathered, and who reads or writes the sharded ones
+    # between passes, as AWP does, would miss those that count.
+    options = {"reshard_after_forward": True} | options
     sharded: list[Any] = []
     for layer in layers:
         for module in layer.expert_modules().values():

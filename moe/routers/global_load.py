@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ironmoe.kernels.checks import check_module
 from ironmoe.kernels.route import recomputing
+from ironmoe.moe.exchange.alone import is_alone
 from ironmoe.moe.exchange.group import every_rank, known_group
 
 
@@ -34,7 +35,7 @@ class GlobalLoad:
         if self.counts.device != counts.device:
             self.counts = self.counts.to(counts.device)
         if not recomputing():
-            if dist.is_available() and dist.is_initialized():
+            if not is_alone():
                 self._sum(counts)
             self.counts += counts
         return self.counts

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ironmoe.kernels.checks import check_module
+from ironmoe.moe.exchange.alone import is_alone
 from ironmoe.moe.exchange.group import every_rank
 
 
@@ -133,7 +133,7 @@ def update_selection_bias(
             f"{type(model).__name__}"
         )
     for router in routers:
-        if all_processes and dist.is_available() and dist.is_initialized():
+        if all_processes and not is_alone():
             assert router.selection_bias is not None and router.choices is not None
             router.choices = router.choices.to(router.selection_bias.device)
             every_rank().sum(router.choices)

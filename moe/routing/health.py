@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ironmoe.kernels import Routing
 from ironmoe.kernels.route import transformed
 from ironmoe.moe.adapters.huggingface_routing import are_probabilities
+from ironmoe.moe.exchange.alone import is_alone
 from ironmoe.moe.routing.callbacks import counting
 from ironmoe.moe.routing.metrics import entropy, imbalance
 from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, routing_sites
@@ -89,7 +90,7 @@ class RouterHealth:
         for each in counts:
             each.empty()
 
-        if all_processes and dist.is_available() and dist.is_initialized():
+        if all_processes and not is_alone():
             dist.all_reduce(sums)
             dist.all_reduce(maxima, dist.ReduceOp.MAX)
         *sums_of_layers, maxima = (

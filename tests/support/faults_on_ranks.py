@@ -8,10 +8,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from layers_on_ranks import D, E, F, images, made
-from torch.distributed.device_mesh import DeviceMesh
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ironmoe.moe import MoE
-from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError
+from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError, parallelize
 
 
 def raised(kind, call):
@@ -50,6 +51,35 @@ def ranks_that_disagree(mesh, rank):
     other = MoE(D, F + (rank == 1), E, 2)
     said = raised(RanksDisagreeError, lambda: other.parallelize(mesh))
     assert "rank 1" in said, said
+    assert f"fc1.weight of shape ({E}, {F + 1}, {D})" in said, said
+
+    def model(classes=3, layers=2, meta=False):
+        with torch.device("meta" if meta else "cpu"):
+            experts = [MoE(D, F, E, 2) for _ in range(layers)]
+            return nn.Sequential(*experts, nn.Linear(D, classes))
+
+    others = (
+        (model(classes=3 + 2 * (rank == 1)), "2.weight of shape (5, 8)"),
+        (model(layers=2 - (rank == 1)), "options"),
+        (model(meta=rank == 1), "on the meta device"),
+        (nn.Linear(D, D) if rank == 1 else model(), "class Linear"),
+    )
+    for each, words in others:
+        said = raised(RanksDisagreeError, lambda each=each: parallelize(each, mesh))
+        assert words in said, said
+
+
+def meshes_that_are_refused(_, rank):
+    """They would give copies of a weight other gradients, or rows to the wrong experts."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "ep"))
+    said = raised(ValueError, lambda: parallelize(made("top 2"), mesh["ep"]))
+    assert "all 4 ranks" in said, said
+    crossed = DeviceMesh("cpu", [[3, 1], [0, 2]], mesh_dim_names=("dp", "ep"))
+    said = raised(ValueError, lambda: parallelize(made("top 2"), crossed))
+    assert "ascending" in said, said
+    turned = init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "dp"))
+    said = raised(ValueError, lambda: parallelize(made("top 2"), turned))
+    assert "'dp' before 'fsdp'" in said, said
 
 
 def pair(rank, seconds=30):
@@ -88,4 +118,4 @@ def a_rank_that_is_killed(_, rank):
     assert "ended" in said, said
 
 
-CASES = (ranks_that_disagree, another_number_of_passes)
+CASES = (ranks_that_disagree, meshes_that_are_refused, another_number_of_passes)

@@ -15,8 +15,8 @@ from ironmoe.attacks.training.inner.lent import ddp_of, leaving_nothing
 from ironmoe.attacks.training.method import Strength, TrainingMethod, Update
 from ironmoe.attacks.training.weights.end_of_backward import EndOfBackward
 from ironmoe.attacks.training.weights.stacked import stacked_experts
+from ironmoe.moe.exchange.alone import is_alone
 from ironmoe.moe.exchange.group import Group
-from ironmoe.moe.parallel.alone import is_alone
 from ironmoe.moe.parallel.copies import copies
 from ironmoe.moe.sharded import give_back_gathered, is_sharded, local_values
 

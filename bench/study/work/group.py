@@ -24,8 +24,8 @@ from ironmoe.bench.common.processes import (
 )
 from ironmoe.bench.models.expert_parallel import check_processes
 from ironmoe.moe.distributed import ExchangeError, parallelize
+from ironmoe.moe.exchange.alone import alone
 from ironmoe.moe.exchange.group import every_rank
-from ironmoe.moe.parallel.alone import alone
 from ironmoe.moe.parallel.layers import expert_layers
 from ironmoe.moe.sharded import is_sharded
 

@@ -1,12 +1,13 @@
 """``ironmoe attack --offload-experts`` and ``--recompute``."""
 
 import json
+from contextlib import ExitStack
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from ironmoe.bench.attack import run as attack_run
+from ironmoe.bench.attack import afterwards
 from ironmoe.bench.cli.app import app
 from ironmoe.bench.models.memory import save_memory
 from ironmoe.moe import MoE
@@ -17,7 +18,7 @@ EXAMPLE = "ironmoe.moe.example:trained_model"
 
 @pytest.fixture
 def attack(monkeypatch, no_pictures):
-    monkeypatch.setattr(attack_run, "measure_routing", lambda *_, **__: {"images": 0})
+    monkeypatch.setattr(afterwards, "measure_routing", lambda *_, **__: {"images": 0})
 
     def run(*arguments, model=EXAMPLE, code=0):
         usual = (
@@ -68,7 +69,7 @@ def test_the_model_is_as_before_when_the_block_ends():
     model = trained_model()
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     layers[1].recompute = True
-    with attack_run.ExitStack() as within:
+    with ExitStack() as within:
         save_memory(model, torch.device("cpu"), within, offload=True, recompute=True)
         assert all(layer.recompute and layer.offloaded is not None for layer in layers)
     assert [layer.recompute for layer in layers] == [False, True]
