@@ -9,6 +9,7 @@ import torch._dynamo  # set_stance, of traces, imports it
 import torch.distributed.fsdp
 import torch.distributed.tensor
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
 from ironmoe.moe import Capacity, MoE, SoftMoE, VMoE, aux_loss_in_eval, trace_routing
 from ironmoe.moe import collect_aux_loss, freeze_weights, intervene
@@ -249,6 +250,30 @@ def refused():
     else:
         raise AssertionError("func")
 
+def repeated_in_the_backward_pass():
+    """Activation checkpointing repeats a block as it ran, although another pass ran otherwise."""
+    for reentrant in (False, True):
+        plain, shared = pair()
+        block = shared.blocks[1]
+        run = block.forward
+        block.forward = lambda *args, run=run: checkpoint(run, *args, use_reentrant=reentrant)
+        for count, first in ((3, "sliced"), (1, "sliced"), (3, "whole")):
+            x, twin = images(count), images(count)
+            with in_step(shared), freeze_weights(shared), freeze_weights(plain):
+                def traced():
+                    with trace_routing(shared):
+                        return shared(images(2).detach())
+                if first == "whole":
+                    with trace_routing(shared):
+                        logits = shared(x)
+                    shared(images(2).detach())
+                else:
+                    logits = shared(x)
+                    traced()
+                logits.square().sum().backward()
+                plain(twin).square().sum().backward()
+            torch.testing.assert_close(x.grad, twin.grad, rtol=1e-12, atol=1e-12)
+
 def counted():
     """Every rank gives its outputs and input gradients to the other one."""
     _, shared = pair()
@@ -271,7 +296,8 @@ def alone():
 
 for case in (dropless, work_is_shared, soft, groups_stay_whole, fully_sharded,
              traces_and_interventions, auxiliary_losses, random_models, nested_inputs_and_outputs,
-             places_for_all, blocks_inside_blocks, refused, counted, alone):
+             places_for_all, blocks_inside_blocks, repeated_in_the_backward_pass, refused,
+             counted, alone):
     case()
 '''
 
