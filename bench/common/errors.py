@@ -33,13 +33,14 @@ def clear_errors(console: Console, *, goes_on: bool = True) -> Iterator[None]:
     """
     from ironmoe.attacks.data.errors import DataError
     from ironmoe.moe.checkpoints.errors import CheckpointError
+    from ironmoe.moe.exchange.errors import RanksDisagreeError
 
     flush_denormals()
     then = f" {GOES_ON}" if goes_on else ""
     try:
         with _sigterm_raises():
             yield
-    except (UserError, CheckpointError, DataError, typer.BadParameter) as error:
+    except (UserError, CheckpointError, DataError, RanksDisagreeError, typer.BadParameter) as error:
         _print_error(error, str(error))
         raise typer.Exit(2) from None
     except BrokenPipeError:
@@ -117,12 +118,12 @@ def told(error: BaseException) -> str:
 
 
 def _print_error(error: Exception, message: str) -> None:
-    """Print the error. What all processes find wrong, only the first one prints."""
+    """Print the error. What all processes find wrong, only the first one prints: torchrun ends the
+    others while they wait."""
     from ironmoe.bench.common.processes import OWN, give_way, is_first_process
 
-    if is_first_process() or OWN in getattr(error, "__notes__", ()):
-        Console(stderr=True).print(
-            Text.assemble(("ironmoe: ", "bold red"), message), soft_wrap=True
-        )
-    else:
+    who = "ironmoe: "
+    if not (is_first_process() or OWN in getattr(error, "__notes__", ())):
         give_way()
+        who = f"ironmoe, process {os.environ['RANK']}: "  # the first one has not found it
+    Console(stderr=True).print(Text.assemble((who, "bold red"), message), soft_wrap=True)

@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, Replicate
 
 from ironmoe.attacks.training import EMA
-from ironmoe.bench.train.parallel import number_of_processes, process_number
 from ironmoe.bench.train.state import Numbers, Tensors, parted
+from ironmoe.moe.parallel.together import number_of_processes, process_number
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # torch.compile, activation checkpointing
 

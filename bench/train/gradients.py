@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ironmoe.bench.train.parallel import number_of_processes
 from ironmoe.moe.exchange.group import Group
 from ironmoe.moe.parallel.copies import copies
+from ironmoe.moe.parallel.together import number_of_processes
 from ironmoe.moe.sharded import local_values
 
 BUCKET = 2**24  # how many numbers travel at once

@@ -17,10 +17,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ironmoe.moe.distributed import parallelize
-from ironmoe.moe.exchange.alone import is_alone
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.layers.ranks import same_values
 from ironmoe.moe.parallel.blocks import blocks
+from ironmoe.moe.parallel.together import number_of_processes
 
 T = TypeVar("T")
 # FSDP2 otherwise keeps the root's parameters gathered after a pass without a backward pass. Whoever
@@ -66,16 +66,6 @@ def prepared(
         for module in (*blocks(model), model):
             fully_shard(module, mesh=mesh, **options)
     return model
-
-
-def number_of_processes() -> int:
-    """1 where ``torch.distributed`` is not initialised, or this process trains by itself."""
-    return 1 if is_alone() else dist.get_world_size()
-
-
-def process_number() -> int:
-    """From 0; 0 where this process trains by itself."""
-    return 0 if is_alone() else dist.get_rank()
 
 
 @torch.no_grad()

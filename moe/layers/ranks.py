@@ -69,7 +69,7 @@ def share_out(
             number on all ranks.
         aux_losses: over which tokens a router computes its losses: "rank", those of its own rank,
             as groups of V-MoE never span devices; or "all", those of all ranks of the mesh, which
-            is the loss of one process that has all tokens (``lose_over``).
+            is the loss of one process that has all tokens (``compute_losses_over``).
         max_tokens_per_rank: a rank sends at most so many rows (tokens times choices) to each rank
             of the mesh. No shape then depends on values and the host never waits, so a GPU can
             capture the layer in a CUDA graph. What finds no place is dropped and counted
@@ -99,10 +99,10 @@ def share_out(
         max_tokens_per_rank=max_tokens_per_rank,
     )
     if aux_losses == "all":
-        lose_over(layer, group)
+        compute_losses_over(layer, group)
 
 
-def lose_over(layer: nn.Module, ranks: Group) -> None:
+def compute_losses_over(layer: nn.Module, ranks: Group) -> None:
     """Compute the losses of the layer's router over the tokens of all ranks of a group, in
     training.
 

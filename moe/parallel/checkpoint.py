@@ -23,7 +23,7 @@ from ironmoe.moe.parallel.optimizer_state import (
     require_same_optimizer,
     set_optimizer_state,
 )
-from ironmoe.moe.parallel.together import by_all, by_first, number_of_processes
+from ironmoe.moe.parallel.together import by_all, by_first, number_of_processes, process_number
 
 _PathLike = str | os.PathLike[str]
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
@@ -67,7 +67,8 @@ def save_checkpoint(
             was. Files of others in the folder are not touched.
         model: parameters may be plain tensors or DTensors: expert parallelism, FSDP2, or both.
         optimizer: of parameters of the model.
-        numbers: of your own, such as {"epoch": 3}: what JSON can hold. Those of process 0 are kept.
+        numbers: of your own, such as {"epoch": 3}: what JSON can hold. Those of process 0 are kept;
+            no other process needs any.
 
     Raises:
         CheckpointError: a process could not write; the same error in all processes, with its
@@ -87,7 +88,7 @@ def save_checkpoint(
         "meshes": _meshes(weights),
         "tensors": {name: _described(tensor) for name, tensor in tensors.items()},
         "optimizer": options,
-        "numbers": dict(numbers or {}),
+        "numbers": dict(numbers or {}) if process_number() == 0 else {},
     }
     json.dumps(content)  # what JSON cannot hold is refused before a file is made
 

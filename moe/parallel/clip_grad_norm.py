@@ -49,8 +49,15 @@ def clip_grad_norm_(
     if not grads:
         return torch.zeros((), dtype=torch.float64)
 
+    norms = _norms(grads, norm_type)
+    op = dist.ReduceOp.MAX if norm_type == math.inf else dist.ReduceOp.SUM
     with naming_missing(members, "the norm of gradients"):
-        total = _norm(grads, norm_type)
+        for groups, value in norms.items():
+            for group in groups:
+                dist.all_reduce(value, op=op, group=group)
+    total = _together(torch.stack(list(norms.values())), norm_type)
+    if norm_type != math.inf:
+        total = total ** (1 / norm_type)
     if error_if_nonfinite and not bool(total.isfinite()):
         raise RuntimeError(f"the norm of the gradients must be finite, got {float(total)}")
     factor = (max_norm / (total + 1e-6)).clamp(max=1)  # as torch has it
@@ -59,8 +66,10 @@ def clip_grad_norm_(
     return total
 
 
-def _norm(grads: list[Tensor], p: float) -> Tensor:
-    """Of all gradients together. Those that lie on the same ranks travel as one number."""
+def _norms(grads: list[Tensor], p: float) -> dict[tuple[Any, ...], Tensor]:
+    """For the ranks over which gradients are shared out: Σ |g|ᵖ of what this rank holds of these
+    gradients, or the largest |g|. Dictionaries keep the order of the parameters, which all ranks
+    have alike."""
     device = local_values(grads[0]).device
     powers: dict[tuple[Any, ...], list[Tensor]] = {}
     for grad in grads:
@@ -69,18 +78,11 @@ def _norm(grads: list[Tensor], p: float) -> Tensor:
             local = local.new_zeros(1)
         norm = torch.linalg.vector_norm(local, p, dtype=torch.float64).to(device)
         powers.setdefault(_shared_out_over(grad), []).append(norm if p == math.inf else norm**p)
+    return {over: _together(torch.stack(each), p) for over, each in powers.items()}
 
-    sums = []
-    # dictionaries keep the order of the parameters, which all ranks have alike
-    for groups, norms in powers.items():
-        together = torch.stack(norms)
-        value = together.max() if p == math.inf else together.sum()
-        for group in groups:
-            op = dist.ReduceOp.MAX if p == math.inf else dist.ReduceOp.SUM
-            dist.all_reduce(value, op=op, group=group)
-        sums.append(value)
-    every = torch.stack(sums)
-    return every.max() if p == math.inf else every.sum() ** (1 / p)
+
+def _together(values: Tensor, p: float) -> Tensor:
+    return values.max() if p == math.inf else values.sum()
 
 
 def _shared_out_over(grad: Any) -> tuple[Any, ...]:

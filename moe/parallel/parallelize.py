@@ -9,7 +9,7 @@ from ironmoe.moe.exchange.group import Group, every_rank
 from ironmoe.moe.layers.ranks import (
     check_aux_losses,
     check_same,
-    lose_over,
+    compute_losses_over,
     same_values,
     share_out,
 )
@@ -111,7 +111,7 @@ def parallelize(
             layer.expert_parallel.copies = copies
     if aux_losses == "all":
         for layer in layers.values():
-            lose_over(layer, everyone)
+            compute_losses_over(layer, everyone)
     if "fsdp" in names:
         _shard(model, list(layers.values()), mesh, names, gradients, fsdp_options)
     GRADIENTS_OF[model] = gradients

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from ironmoe.moe.checkpoints.errors import CheckpointError
+from ironmoe.moe.exchange.alone import is_alone
 from ironmoe.moe.exchange.errors import naming_missing
 from ironmoe.moe.exchange.group import every_rank
 
@@ -15,13 +16,13 @@ T = TypeVar("T")
 
 
 def number_of_processes() -> int:
-    """1 where ``torch.distributed`` is not initialised."""
-    return dist.get_world_size() if _is_distributed() else 1
+    """1 where ``torch.distributed`` is not initialised, or this process works by itself."""
+    return 1 if is_alone() else dist.get_world_size()
 
 
 def process_number() -> int:
-    """From 0; 0 where ``torch.distributed`` is not initialised."""
-    return dist.get_rank() if _is_distributed() else 0
+    """From 0; 0 where this process works by itself."""
+    return 0 if is_alone() else dist.get_rank()
 
 
 def by_all(work: Callable[[], T]) -> list[T]:
@@ -50,10 +51,6 @@ def naming_ranks(what: str) -> AbstractContextManager[None]:
     missing (``ExchangeError``)."""
     several = number_of_processes() > 1
     return naming_missing(every_rank().members, what) if several else nullcontext()
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _outcome(work: Callable[[], T]) -> tuple[Any, str | None]:
