@@ -86,7 +86,8 @@ def share_out(
     _check(layer, mesh, gradients, max_tokens_per_rank)
     check_aux_losses(layer, aux_losses)
     group = group or Group(mesh.get_group())
-    check_same(layer, group, (gradients, aux_losses, max_tokens_per_rank, number))
+    options = {"gradients": gradients, "aux_losses": aux_losses, "number": number}
+    check_same(layer, group, options | {"max_tokens_per_rank": max_tokens_per_rank})
 
     same_values(layer, group)
     for module in layer.expert_modules().values():
@@ -253,14 +254,14 @@ def _check(layer: Any, mesh: Any, gradients: str, max_tokens_per_rank: int | Non
             )
 
 
-def check_same(module: nn.Module, group: Group, options: tuple[Any, ...]) -> None:
+def check_same(module: nn.Module, group: Group, options: dict[str, Any]) -> None:
     """Compare a module and options with those of the other ranks, before anything of it travels.
 
     Raises:
         RanksDisagreeError: they differ. Every rank of the group raises it.
     """
     named = (*module.named_parameters(), *module.named_buffers())
-    own = [("class", type(module).__name__), ("options", options)]
+    own = [("class", type(module).__name__), *options.items()]
     own += [(name, (tuple(t.shape), t.dtype, t.is_meta)) for name, t in named]
     for rank, other in enumerate(group.each(own)):
         here, there = next(((a, b) for a, b in zip_longest(own, other) if a != b), (None, None))
@@ -276,7 +277,7 @@ def _words(entry: tuple[str, Any] | None) -> str:
     if entry is None:
         return "no further weight"
     name, value = entry
-    if name in ("class", "options"):
-        return f"{name} {value}"
-    shape, dtype, is_meta = value
-    return f"{name} of shape {shape}, {dtype}{' on the meta device' * is_meta}"
+    if isinstance(value, tuple) and len(value) == 3:
+        shape, dtype, is_meta = value
+        return f"{name} of shape {shape}, {dtype}{' on the meta device' * is_meta}"
+    return f"{name} = {value!r}"

@@ -74,7 +74,9 @@ def parallelize(
     names = dimensions(mesh)
     layers = expert_layers(model)
     everyone = every_rank()
-    check_same(model, everyone, (tuple(layers), gradients, aux_losses, max_tokens_per_rank))
+    options = {"layers with experts": list(layers), "gradients": gradients}
+    options |= {"aux_losses": aux_losses, "max_tokens_per_rank": max_tokens_per_rank}
+    check_same(model, everyone, options)
     if mesh.size() != everyone.size:
         raise ValueError(
             f"mesh must hold all {everyone.size} ranks, got one of {mesh.size()}: give the whole "

@@ -36,6 +36,7 @@ STUDY = """
 import signal
 import sys
 import ironmoe.bench.study.work.processes as processes
+from ironmoe.bench.study.work.group import WorkGroup
 
 class Options:
     processes = 2
@@ -47,7 +48,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     open(sys.argv[1] + "/starting", "w").close()
     try:
-        processes.work(Study(), print)
+        processes.work(Study(), WorkGroup(), print)
     except KeyboardInterrupt:
         print("ended")
 """
