@@ -74,7 +74,7 @@ def parallelize(
     names = dimensions(mesh)
     layers = expert_layers(model)
     everyone = every_rank()
-    options = {"layers with experts": list(layers), "gradients": gradients}
+    options: dict[str, Any] = {"layers with experts": list(layers), "gradients": gradients}
     options |= {"aux_losses": aux_losses, "max_tokens_per_rank": max_tokens_per_rank}
     check_same(model, everyone, options)
     if mesh.size() != everyone.size:
