@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ironmoe.attacks.user_warning import warn_user
-from ironmoe.moe.sharded import give_back_gathered, printed_without_fsdp
+from ironmoe.moe.sharded import give_back_gathered, printed_without_fsdp, whole_tensor
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 NOT_ITS_OWN = re.compile(r"[./]?___torch_mangle_\d+|\bcuda:\d+\b|\bcpu\b")
@@ -106,8 +106,7 @@ def unsaved_digest(model: nn.Module) -> str | None:
 
 def _bytes(tensor: Tensor) -> bytes:
     """The values of a tensor of any dtype; of one that is shared out over processes, all."""
-    whole = tensor.detach()
-    plain = (whole.full_tensor() if hasattr(whole, "full_tensor") else whole).cpu()
+    plain = whole_tensor(tensor).cpu()
     plain = plain.dequantize() if plain.is_quantized else plain
     plain = plain if plain.layout == torch.strided else plain.to_dense()
     return plain.contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from ironmoe.attacks.training import EMA
 from ironmoe.bench.train.state import Numbers, Tensors, parted
 from ironmoe.moe.parallel.together import number_of_processes, process_number
+from ironmoe.moe.sharded import whole_tensor
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # torch.compile, activation checkpointing
 
@@ -49,9 +50,7 @@ def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     one is gathered."""
     state = {}
     for name, tensor in tensors.items():
-        whole = tensor.detach()
-        if isinstance(whole, DTensor):
-            whole = whole.full_tensor()
+        whole = whole_tensor(tensor)
         if process_number() == 0:
             state[name] = whole.cpu().clone(memory_format=torch.contiguous_format)
     return state

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ironmoe.moe.exchange.errors import naming_missing
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.layers.ranks import GRADIENTS
-from ironmoe.moe.parallel.parallelize import GRADIENTS_OF, dimensions
+from ironmoe.moe.parallel.parallelize import TOLD, dimensions
 from ironmoe.moe.sharded import local_values
 
 BUCKET = 2**24  # how many numbers travel at once
@@ -44,7 +44,7 @@ def average_gradients(model: nn.Module, mesh: Any, *, gradients: str | None = No
 
 def _agreed_gradients(model: nn.Module, given: str | None) -> str:
     """What the gradients of the experts are already, and those of the others shall be."""
-    told = GRADIENTS_OF.get(model, given or GRADIENTS[0])
+    told: str = getattr(model, TOLD, given or GRADIENTS[0])
     if given is not None and given not in GRADIENTS:
         raise ValueError(f"gradients must be one of {GRADIENTS}, got {given!r}")
     if given not in (None, told):

@@ -1,7 +1,6 @@
 """A model on a mesh of devices: experts by expert parallelism, the rest by FSDP2 or copied."""
 
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -18,8 +17,9 @@ from ironmoe.moe.parallel.layers import check_untied, expert_layers
 
 DIMENSIONS = ("dp", "fsdp", "ep")
 
-# what ``parallelize`` was told about the gradients of each model
-GRADIENTS_OF: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+# The attribute in which a model keeps what ``parallelize`` was told about its gradients; copies of
+# the model have it, too.
+TOLD = "_ironmoe_gradients"
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -116,7 +116,7 @@ def parallelize(
             compute_losses_over(layer, everyone)
     if "fsdp" in names:
         _shard(model, list(layers.values()), mesh, names, gradients, fsdp_options)
-    GRADIENTS_OF[model] = gradients
+    setattr(model, TOLD, gradients)
     return model
 
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ironmoe.attacks.training.checks import check_count
 from ironmoe.attacks.training.guards.non_finite import NonFiniteLoss, first_non_finite_layer
@@ -26,6 +25,7 @@ from ironmoe.kernels.route import transformed
 from ironmoe.kernels.topk import NaNLogits
 from ironmoe.moe.routing.callbacks import counting
 from ironmoe.moe.routing.routed_layers import Decision, RoutedLayer, routing_sites
+from ironmoe.moe.sharded import local_values
 
 FEWEST_CHOICES = 2  # for each expert: with fewer, good routers leave experts without a token, too
 FEWEST = 8  # in all: the few tokens of one image may be alike
@@ -285,6 +285,6 @@ def _non_finite_weights(layer: RoutedLayer) -> Tensor:
     this process."""
     bad = torch.zeros((), dtype=torch.int64)
     for weight in () if layer.router is None else layer.router.parameters():
-        own = weight.to_local() if isinstance(weight, DTensor) else weight
-        bad = bad.to(own.device) + (~own.detach().isfinite()).sum()
+        own = local_values(weight)
+        bad = bad.to(own.device) + (~own.isfinite()).sum()
     return bad

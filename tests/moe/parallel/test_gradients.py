@@ -1,11 +1,14 @@
 """What ``average_gradients`` hands to torch.distributed."""
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from ironmoe.moe.parallel import gradients
+from ironmoe.moe.parallel.parallelize import TOLD
 
 ORDER = (torch.bfloat16, torch.float64, torch.float32, torch.float16)
 
@@ -25,3 +28,13 @@ def test_dtypes_travel_in_the_order_of_the_weights(order, monkeypatch):
     assert found.tolist() == [1] * 8
     pairs = [[number] * 3 + [number + 4] * 3 for number in range(4)]
     assert [bucket.tolist() for bucket in buckets] == pairs
+
+
+def test_a_copy_of_a_model_knows_what_parallelize_was_told():
+    model = nn.Linear(2, 2)
+    assert gradients._agreed_gradients(model, None) == "mean"
+    setattr(model, TOLD, "sum")
+    for each in (model, copy.deepcopy(model)):
+        assert gradients._agreed_gradients(each, None) == "sum"
+        with pytest.raises(ValueError, match="gradients must be 'sum', as parallelize was told"):
+            gradients._agreed_gradients(each, "mean")
