@@ -5,6 +5,7 @@ import signal
 import time
 from datetime import timedelta
 
+import meshes_on_ranks
 import torch
 import torch.distributed as dist
 from layers_on_ranks import D, E, F, images, made
@@ -12,7 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ironmoe.moe import MoE
-from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError, parallelize
+from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError, naming_ranks, parallelize
 
 
 def raised(kind, call):
@@ -119,6 +120,32 @@ def a_rank_that_is_killed(_, rank):
             y.register_hook(lambda _: os.kill(os.getpid(), signal.SIGKILL))
         said = raised(ExchangeError, lambda: y.sum().backward())
     assert f"rank {rank + 1} (process " in said, said
+    assert "ended" in said, said
+
+
+def a_rank_that_is_killed_under_fsdp(_, rank):
+    """Rank 1 ends in a backward pass; the exchange that fails is one of FSDP2. Nothing comes after
+    this."""
+
+    def another_error():
+        with naming_ranks():
+            return torch.ones(2) @ torch.ones(3)
+
+    said = raised(RuntimeError, another_error)
+    assert "size" in said and "rank" not in said, said
+
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("fsdp", "ep"))
+    model = parallelize(meshes_on_ranks.made(), mesh)
+    y = model(meshes_on_ranks.batch(rank, 0))
+    if rank == 1:
+        y.register_hook(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+
+    def backward():
+        with naming_ranks():
+            y.sum().backward()
+
+    said = raised(ExchangeError, backward)
+    assert "rank 1 (process " in said, said
     assert "ended" in said, said
 
 

@@ -27,6 +27,7 @@ from ironmoe.moe.distributed import ExchangeError, parallelize
 from ironmoe.moe.exchange.alone import alone
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.parallel.layers import expert_layers
+from ironmoe.moe.parallel.together import naming_ranks
 from ironmoe.moe.sharded import is_sharded
 
 T = TypeVar("T")
@@ -178,6 +179,7 @@ def work_group(size: int) -> Iterator[WorkGroup]:
                 world_size=size,
                 timeout=PATIENCE,
             )
-        yield WorkGroup(within, size, number, world // size, store)
+        with naming_ranks():
+            yield WorkGroup(within, size, number, world // size, store)
     if size > 1:
         dist.destroy_process_group()
