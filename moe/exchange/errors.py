@@ -111,7 +111,7 @@ def is_of_exchange(error: BaseException) -> bool:
         return False
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     modules = [frame.f_globals.get("__name__", "") for frame in frames]
-    callers = [name for name in modules if name != "torch._ops"]  # through which operators are called
+    callers = [name for name in modules if name != "torch._ops"]  # operators are called by it
     return callers[-1:] in ([name] for name in _EXCHANGES) or "/gloo/" in str(error)
 
 

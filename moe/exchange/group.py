@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ironmoe.moe.exchange.errors import Member, members_of, naming_missing
+from ironmoe.moe.exchange.timeouts import wait_as_long_as_all
 from ironmoe.moe.exchange.traffic import count
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Group:
         self.process_group = process_group
         self.rank = dist.get_rank(process_group)
         self.size = dist.get_world_size(process_group)
+        wait_as_long_as_all(process_group)
         self.members = members or members_of(process_group)
 
     def global_rank(self, rank: int) -> int:

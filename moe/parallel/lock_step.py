@@ -76,7 +76,10 @@ def in_step(*models: nn.Module) -> Iterator[None]:
     if group is None:
         yield
         return
-    with naming_missing_at(group.members, "an exchange between ranks in step"), ExitStack() as stack:
+    with (
+        naming_missing_at(group.members, "an exchange between ranks in step"),
+        ExitStack() as stack,
+    ):
         _BLOCKS.append(group)
         stack.callback(_BLOCKS.pop)
         for module in _called(models):

@@ -6,6 +6,7 @@ from torch import nn
 
 from ironmoe.moe.exchange.agreement import Place
 from ironmoe.moe.exchange.group import Group, every_rank
+from ironmoe.moe.exchange.timeouts import wait_as_long_as_all
 from ironmoe.moe.layers.ranks import (
     check_aux_losses,
     check_same,
@@ -97,6 +98,7 @@ def parallelize(
     for layer in layers.values():
         check_aux_losses(layer, aux_losses)
     same_values(model, everyone)
+    _wait_as_long_as_all(mesh)
     if "ep" in names:
         over = mesh if mesh.ndim == 1 else mesh["ep"]
         group = Group(over.get_group())
@@ -189,4 +191,12 @@ def _without_experts(mesh: Any, names: tuple[str, ...]) -> Any:
     replicas = [name for name in ("dp",) if name in names]
     order = [names.index(name) for name in (*replicas, "fsdp", "ep")]
     ranks = mesh.mesh.permute(order).flatten(-2)
-    return DeviceMesh(mesh.device_type, ranks, mesh_dim_names=(*replicas, "fsdp_ep"))
+    both = DeviceMesh(mesh.device_type, ranks, mesh_dim_names=(*replicas, "fsdp_ep"))
+    _wait_as_long_as_all(both)
+    return both
+
+
+def _wait_as_long_as_all(mesh: Any) -> None:
+    """Exchanges of FSDP2 and DTensor wait for a missing rank as long as those of all ranks."""
+    for group in mesh.get_all_groups():
+        wait_as_long_as_all(group)
