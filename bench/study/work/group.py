@@ -22,7 +22,7 @@ from ironmoe.bench.common.processes import (
     number_started,
     telling_failures,
 )
-from ironmoe.bench.models.expert_parallel import check_processes
+from ironmoe.bench.models.expert_parallel import check_processes, run_on_kernels
 from ironmoe.moe.distributed import ExchangeError, parallelize
 from ironmoe.moe.exchange.alone import alone
 from ironmoe.moe.exchange.group import every_rank
@@ -103,6 +103,7 @@ class WorkGroup:
     def share(self, model: nn.Module) -> None:
         """Share its experts out over the processes of the group, unless they are already."""
         if not is_sharded(model):
+            run_on_kernels(model)
             parallelize(model, self._mesh)
 
     def begin(self, *, is_work_left: bool) -> None:
