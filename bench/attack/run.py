@@ -198,7 +198,8 @@ class _Evaluation:
     def begin(self, group: Processes, console: Console) -> Meter:
         """Make or open the folder, in the first process."""
         needed = NEEDED_BYTES + (self._final_bytes if self._keeps_images else 0)
-        folder = RunFolder(self.path, self.settings, needed)
+        parallel = {"processes": group.world, "expert_parallel": self.options.expert_parallel}
+        folder = RunFolder(self.path, self.settings, needed, parallel=parallel)
         console.print(folder.greeting, highlight=False, markup=False)
         return Meter(
             folder,

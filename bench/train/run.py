@@ -135,7 +135,10 @@ class _Run:
         """Make or open the folder, which is this command's alone until ``held`` is closed."""
         weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         # the state file is written anew beside the former one, and the chosen weights in the end
-        folder = RunFolder(self.path, self.settings, SPACE + (2 * COPIES + 1) * weights)
+        needed = SPACE + (2 * COPIES + 1) * weights
+        ranks = self.options.expert_parallel
+        parallel = {"processes": self.group.world, "expert_parallel": ranks}
+        folder = RunFolder(self.path, self.settings, needed, parallel=parallel)
         held.enter_context(folder.held())
         console.print(folder.greeting, highlight=False, markup=False)
         return folder

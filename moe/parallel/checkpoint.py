@@ -44,6 +44,8 @@ class LoadedCheckpoint:
     meshes: the meshes of its sharded tensors, such as ({"fsdp": 2, "ep": 4},).
     resharded: whether the number of processes or the meshes are others now.
     ironmoe, torch: the versions that saved it.
+    changes: what of all these is different now, each in words, such as "world_size: 2 there, 4
+        now".
     """
 
     numbers: dict[str, Any]
@@ -52,6 +54,7 @@ class LoadedCheckpoint:
     resharded: bool
     ironmoe: str
     torch: str
+    changes: tuple[str, ...]
 
 
 def save_checkpoint(
@@ -92,10 +95,7 @@ def save_checkpoint(
         if optimizer is not None:
             tensors |= _prefixed(optimizer_tensors(model, optimizer), _OPTIMIZER)
         rest = {
-            "ironmoe": _version(),
-            "torch": torch.__version__,
-            "world_size": number_of_processes(),
-            "meshes": _meshes(weights),
+            **_made_by(weights),
             "tensors": {name: _described(tensor) for name, tensor in tensors.items()},
             "optimizer": options,
             "numbers": dict(numbers or {}) if process_number() == 0 else {},
@@ -156,15 +156,27 @@ def load_checkpoint(
     set_model_tensors(model, weights)
     if optimizer is not None:
         set_optimizer_state(model, optimizer, state, saved["optimizer"])
+    now = _made_by(weights)
+    differing = [key for key, value in now.items() if value != saved[key]]
     return LoadedCheckpoint(
         numbers=saved["numbers"],
         world_size=saved["world_size"],
         meshes=tuple(saved["meshes"]),
-        resharded=(number_of_processes(), _meshes(weights))
-        != (saved["world_size"], saved["meshes"]),
+        resharded="world_size" in differing or "meshes" in differing,
         ironmoe=saved["ironmoe"],
         torch=saved["torch"],
+        changes=tuple(f"{key}: {saved[key]} there, {now[key]} now" for key in differing),
     )
+
+
+def _made_by(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint says of those who save it."""
+    return {
+        "ironmoe": _version(),
+        "torch": str(torch.__version__),
+        "world_size": number_of_processes(),
+        "meshes": _meshes(weights),
+    }
 
 
 def _require_same(

@@ -136,6 +136,9 @@ def go_on(number):
     assert loaded.numbers == {"step": number - 1}, loaded
     assert loaded.world_size == torch.Size(former.values()).numel(), loaded
     assert loaded.resharded, loaded
+    before, now = loaded.world_size, torch.Size(sizes.values()).numel()
+    assert (f"world_size: {before} there, {now} now" in loaded.changes) == (before != now), loaded
+    assert loaded.changes[-1].startswith("meshes: "), loaded
     assert_weights(model, torch.load(f"expected{number - 1}"), 1e-12)
 
     step(number, model, optimizer, sizes, mesh)
