@@ -9,6 +9,7 @@ from ironmoe.moe.exchange.group import Group, every_rank
 from ironmoe.moe.exchange.timeouts import wait_as_long_as_all
 from ironmoe.moe.layers.ranks import (
     check_aux_losses,
+    check_layer,
     check_same,
     compute_losses_over,
     same_values,
@@ -95,12 +96,14 @@ def parallelize(
         )
 
     check_untied(model, layers)
+    over = (mesh if mesh.ndim == 1 else mesh["ep"]) if "ep" in names else None
     for layer in layers.values():
         check_aux_losses(layer, aux_losses)
+        if over is not None:
+            check_layer(layer, over, gradients, max_tokens_per_rank)
     same_values(model, everyone)
     _wait_as_long_as_all(mesh)
-    if "ep" in names:
-        over = mesh if mesh.ndim == 1 else mesh["ep"]
+    if over is not None:
         group = Group(over.get_group())
         replicated = "dp" in names and "fsdp" not in names and mesh["dp"].size() > 1
         copies = Group(mesh.get_group("dp")) if replicated else None

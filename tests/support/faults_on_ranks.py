@@ -74,6 +74,10 @@ def ranks_that_disagree(mesh, rank):
         said = raised(RanksDisagreeError, lambda each=each: parallelize(each, mesh))
         assert words in said, said
 
+    uneven = nn.Sequential(MoE(D, F, E, 2), MoE(D, F, 3, 2))
+    said = raised(ValueError, lambda: parallelize(uneven, mesh))
+    assert "num_experts = 3" in said and uneven[0].expert_parallel is None, said
+
 
 def meshes_that_are_refused(_, rank):
     """They would give copies of a weight other gradients, or rows to the wrong experts."""

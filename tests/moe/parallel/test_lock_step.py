@@ -128,6 +128,33 @@ def traces_and_interventions():
         shared(images(3))
     assert next(iter(trace.layers.values())).experts.equal(wanted.experts)
 
+def after_the_block():
+    """A backward pass that comes later, and copies: plain passes then have tokens of their own."""
+    plain, shared = pair()
+    with in_step(shared), trace_routing(shared):
+        whole = answers(shared, images(3), second=False)[0]
+        seen = []
+        handle = shared.blocks[0].register_full_backward_hook(
+            lambda _, __, grads: seen.append(len(grads[0])))
+        answers(shared, images(4), second=False)
+        handle.remove()
+        logits = shared(images(3))
+        copied = copy.deepcopy(shared)
+    assert seen == [4] and whole.shape == (3, 3)
+    logits.sum().backward()
+    for model in (shared, copied):
+        own = images(2, seed=rank)
+        torch.testing.assert_close(model(own), plain(own), rtol=1e-12, atol=1e-12)
+
+    _, bounded = pair()
+    (experts,) = expert_parallels(bounded)
+    experts.max_tokens_per_rank = 1
+    with in_step(bounded):
+        torch.testing.assert_close(bounded(images(3)), plain(images(3)), rtol=1e-12, atol=1e-12)
+        (copied,) = expert_parallels(copy.deepcopy(bounded))
+    for each in (experts, copied):
+        assert each.max_tokens_per_rank == 1 and not each.every_row_travels
+
 def auxiliary_losses():
     plain, shared = pair()
     found = []
@@ -306,9 +333,9 @@ def alone():
     raise AssertionError("no module")
 
 for case in (dropless, work_is_shared, soft, groups_stay_whole, fully_sharded,
-             traces_and_interventions, auxiliary_losses, random_models, nested_inputs_and_outputs,
-             places_for_all, blocks_inside_blocks, repeated_in_the_backward_pass, refused,
-             counted, alone):
+             traces_and_interventions, after_the_block, auxiliary_losses, random_models,
+             nested_inputs_and_outputs, places_for_all, blocks_inside_blocks,
+             repeated_in_the_backward_pass, refused, counted, alone):
     case()
 
 def end():
