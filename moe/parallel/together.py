@@ -76,8 +76,8 @@ def by_each(work: Callable[[], T]) -> T:
 
 def naming_ranks(what: str = "an exchange between ranks") -> AbstractContextManager[None]:
     """Inside the block, an error of any exchange of ``torch.distributed`` becomes an
-    ``ExchangeError``, which says which rank is missing. The layers and functions of ironmoe name it
-    by themselves; FSDP2, DTensor, and collectives of your own do not.
+    ``ExchangeError``, which says which rank is missing. Layers with experts name it by themselves;
+    FSDP2, DTensor, and collectives of your own do not.
 
     Other errors stay as they are. The first block in a program is an exchange of all ranks, unless
     ``parallelize`` came before. Without ``torch.distributed`` the block changes nothing.
