@@ -7,8 +7,7 @@ from weakref import WeakKeyDictionary
 import torch.distributed as dist
 from torch import nn
 
-from ironmoe.moe.exchange.group import Group, every_rank, known_group
-from ironmoe.moe.exchange.timeouts import timeout_of_all
+from ironmoe.moe.exchange.group import Group, every_rank, known_group, timeout_of_all
 from ironmoe.moe.sharded import give_back_gathered, is_sharded
 
 # all processes → (ranks of a group, the group)

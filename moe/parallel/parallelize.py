@@ -5,8 +5,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ironmoe.moe.exchange.agreement import Place
-from ironmoe.moe.exchange.group import Group, every_rank
-from ironmoe.moe.exchange.timeouts import wait_as_long_as_all
+from ironmoe.moe.exchange.group import Group, every_rank, wait_as_long_as_all
 from ironmoe.moe.layers.ranks import (
     check_aux_losses,
     check_layer,

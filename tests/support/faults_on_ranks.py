@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ironmoe.moe import MoE
 from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError, naming_ranks, parallelize
-from ironmoe.moe.exchange.timeouts import timeout_of, timeout_of_all
+from ironmoe.moe.exchange.group import timeout_of, timeout_of_all
 
 
 def raised(kind, call):
