@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ironmoe.kernels.checks import check_module
 from ironmoe.kernels.route import forward_mode, transformed
-from ironmoe.moe.exchange.errors import RanksDisagreeError
+from ironmoe.moe.exchange.errors import RanksDisagreeError, naming_missing_at
 from ironmoe.moe.exchange.group import Group
 from ironmoe.moe.exchange.in_step import (
     WHAT,
@@ -76,7 +76,10 @@ def in_step(*models: nn.Module) -> Iterator[None]:
     if group is None:
         yield
         return
-    with ExitStack() as stack:
+    with (
+        naming_missing_at(group.members, "an exchange between ranks in step"),
+        ExitStack() as stack,
+    ):
         _BLOCKS.append(group)
         stack.callback(_BLOCKS.pop)
         for module in _called(models):

@@ -3,7 +3,7 @@
 from two_processes import run_in_two_processes
 
 IMPORTS = """
-import copy
+import copy, signal
 from contextlib import contextmanager, nullcontext
 import torch._dynamo  # set_stance, of traces, imports it
 import torch.distributed.fsdp
@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
 from ironmoe.moe import Capacity, MoE, SoftMoE, VMoE, aux_loss_in_eval, trace_routing
 from ironmoe.moe import collect_aux_loss, freeze_weights, intervene
-from ironmoe.moe.distributed import RanksDisagreeError, counted_traffic, in_step, parallelize
+from ironmoe.moe.distributed import counted_traffic, in_step, parallelize
+from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError
 from ironmoe.moe.parallel.layers import expert_parallels
 from ironmoe.moe.parallel.lock_step import check_in_step, group_in_step
 """
@@ -336,6 +337,22 @@ for case in (dropless, work_is_shared, soft, groups_stay_whole, fully_sharded,
              nested_inputs_and_outputs, places_for_all, blocks_inside_blocks,
              repeated_in_the_backward_pass, refused, counted, alone):
     case()
+
+def end():
+    """One rank is killed before the other one gathers its weights by FSDP2."""
+    _, shared = pair(BOTH)
+    if rank == 1:
+        shared.blocks[0].register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    try:
+        with in_step(shared):
+            shared(images(2))
+    except ExchangeError as error:
+        assert "rank 1 (process " in str(error) and "ended" in str(error), error
+        os.waitpid(children[0], 0)
+        os._exit(0)
+    raise AssertionError("ended")
+
+end()
 '''
 
 
