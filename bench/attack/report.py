@@ -1,6 +1,7 @@
 """The files that ``ironmoe attack`` writes: report.html and report.json with every number,
 and what ``saved/tables.py`` writes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ def write_evaluation(
     outcome: EvaluationOutcome,
     settings: dict[str, Any],
     device: torch.device,
-    world: tuple[int, int],
+    parallel: Mapping[str, int],
 ) -> None:
     """Write report.json, the tables, the PNGs and report.html into ``folder``.
 
-    world: how many processes took part, and how many of them have the experts together.
+    parallel: "processes", how many took part; "expert_parallel", how many share experts.
     """
-    numbers = _numbers(outcome, settings, device, world)
+    numbers = _numbers(outcome, settings, device, parallel)
     write_tables(folder, outcome)
 
     write_report(
@@ -84,7 +85,7 @@ def _numbers(
     outcome: EvaluationOutcome,
     settings: dict[str, Any],
     device: torch.device,
-    world: tuple[int, int],
+    parallel: Mapping[str, int],
 ) -> dict[str, Any]:
     """The content of report.json."""
     attacks = outcome.report.attacks
@@ -99,8 +100,7 @@ def _numbers(
         "settings": settings,
         "versions": versions(),
         "device": describe_device(device),
-        "processes": world[0],
-        "expert_parallel": world[1],
+        **parallel,
         "seconds": outcome.report.seconds,
         "images": {
             "asked": len(outcome.images),

@@ -30,10 +30,12 @@ from ironmoe.bench.attack.words import words
 from ironmoe.bench.common.processes import Processes, own_device, processes
 from ironmoe.bench.common.radii import all_from_255
 from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_folder
+from ironmoe.bench.common.user_error import UserError
 from ironmoe.bench.models.expert_parallel import (
     check_processes,
     prepare_experts,
     share_out_experts,
+    told_groups,
 )
 from ironmoe.bench.models.load import load_model
 from ironmoe.bench.models.loaded import LoadedModel
@@ -54,6 +56,11 @@ def run_attack_command(options: AttackOptions, console: Console) -> Path:
         The folder of the run.
     """
     check_processes(options.expert_parallel)
+    if options.offload_experts and options.expert_parallel > 1:
+        raise UserError(
+            "--offload-experts must not come with --expert-parallel above 1, got "
+            f"{options.expert_parallel}: experts that processes share stay on their devices"
+        )
     device = own_device(options.device)
     with ExitStack() as shown:
         evaluation = _prepared(options, device, console, shown)
@@ -75,8 +82,8 @@ def run_attack_command(options: AttackOptions, console: Console) -> Path:
         report.checks = all_checks(meter.folder, report)
         outcome = evaluation.outcome(report, meter, reading, asked)
 
-    world = group.world, options.expert_parallel
-    write_evaluation(evaluation.path, outcome, evaluation.settings, device, world)
+    parallel = meter.folder.last_parallel
+    write_evaluation(evaluation.path, outcome, evaluation.settings, device, parallel)
     _print(outcome, meter.folder, console)
     if options.save_images is not None:
         count = save_found(evaluation.path, outcome, options.save_images)
@@ -201,6 +208,8 @@ class _Evaluation:
         parallel = {"processes": group.world, "expert_parallel": self.options.expert_parallel}
         folder = RunFolder(self.path, self.settings, needed, parallel=parallel)
         console.print(folder.greeting, highlight=False, markup=False)
+        if groups := told_groups(group.world, self.options.expert_parallel):
+            _say(groups, console)
         return Meter(
             folder,
             console,

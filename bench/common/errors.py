@@ -1,12 +1,14 @@
 """What the user of a command sees when something goes wrong."""
 
+import json
 import os
 import signal
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
@@ -127,3 +129,13 @@ def _print_error(error: Exception, message: str) -> None:
         give_way()
         who = f"ironmoe, process {os.environ['RANK']}: "  # the first one has not found it
     Console(stderr=True).print(Text.assemble((who, "bold red"), message), soft_wrap=True)
+    _tell_torchrun(who + message)
+
+
+def _tell_torchrun(message: str) -> None:
+    """torchrun ends with a traceback of its own, and below it says what this file says."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        now = str(int(time.time()))
+        what = {"message": {"message": message, "extraInfo": {"timestamp": now}}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps(what))

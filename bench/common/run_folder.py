@@ -124,6 +124,13 @@ class RunFolder:
             self.noted = True
 
     @property
+    def last_parallel(self) -> dict[str, int]:
+        """``parallel`` of the last call that measured something: a command that finds everything
+        done measures nothing."""
+        calls = [call["parallel"] for call in sessions_of(self.path) if "parallel" in call]
+        return calls[-1] if calls else dict(self.parallel or {})
+
+    @property
     def greeting(self) -> str:
         """The lines that a command prints when it begins."""
         if not self.resumed:

@@ -72,3 +72,15 @@ def share_out_experts(model: nn.Module, ranks: int, device: torch.device, world:
         shape = (world // ranks, ranks)
         parallelize(model, init_device_mesh(device.type, shape, mesh_dim_names=("dp", "ep")))
         model.to(device)
+
+
+def told_groups(world: int, ranks: int) -> str:
+    """ "4 processes in 2 groups, each of which shares the experts out"; empty without groups."""
+    if ranks == 1:
+        return ""
+    groups = (
+        "1 group, which shares"
+        if world == ranks
+        else (f"{world // ranks} groups, each of which shares")
+    )
+    return f"{world} processes in {groups} the experts out"

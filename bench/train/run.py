@@ -24,7 +24,7 @@ from ironmoe.bench.common.processes import Processes, own_device, processes
 from ironmoe.bench.common.radii import exact, to_255
 from ironmoe.bench.common.run_folder import RunFolder, default_folder
 from ironmoe.bench.common.train import TrainingError
-from ironmoe.bench.models.expert_parallel import check_processes, prepare_experts
+from ironmoe.bench.models.expert_parallel import check_processes, prepare_experts, told_groups
 from ironmoe.bench.models.memory import loading_device
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.train.blocks import checkpoint_blocks
@@ -78,7 +78,7 @@ def run_train_command(options: TrainOptions, console: Console) -> Path:
 
     if folder is not None:  # this is the first process
         facts = run.facts(folder)
-        write_training_report(run.path, facts, device, group.world)
+        write_training_report(run.path, facts, device, folder.last_parallel)
         print_figures(facts, console)
         console.print(folder.farewell, highlight=False, markup=False, soft_wrap=True)
     return run.path
@@ -141,6 +141,8 @@ class _Run:
         folder = RunFolder(self.path, self.settings, needed, parallel=parallel)
         held.enter_context(folder.held())
         console.print(folder.greeting, highlight=False, markup=False)
+        if groups := told_groups(self.group.world, ranks):
+            console.print(groups, highlight=False, markup=False)
         return folder
 
     @property

@@ -1,5 +1,6 @@
 """A model on a mesh of devices: experts by expert parallelism, the rest by FSDP2 or copied."""
 
+import inspect
 from typing import Any, TypeVar
 
 from torch import nn
@@ -89,10 +90,7 @@ def parallelize(
             f"model must have layers with experts to share out, got a {type(model).__name__} "
             "without any"
         )
-    if fsdp_options and "fsdp" not in names:
-        raise ValueError(
-            f"mesh must have a dimension 'fsdp' for {', '.join(fsdp_options)}, got {names}"
-        )
+    _check_fsdp(fsdp_options, names)
 
     check_untied(model, layers)
     over = (mesh if mesh.ndim == 1 else mesh["ep"]) if "ep" in names else None
@@ -124,6 +122,21 @@ def parallelize(
         _shard(model, list(layers.values()), mesh, names, gradients, fsdp_options)
     setattr(model, TOLD, gradients)
     return model
+
+
+def _check_fsdp(options: dict[str, Any], names: tuple[str, ...]) -> None:
+    """TypeError, ValueError: FSDP2 has no such option, or shards nothing here."""
+    from torch.distributed.fsdp import fully_shard
+
+    known = [name for name in inspect.signature(fully_shard).parameters if name != "module"]
+    for name in options:
+        if name not in known or name == "mesh":
+            raise TypeError(
+                "parallelize must get arguments of its own, or those of fully_shard "
+                f"({', '.join(n for n in known if n != 'mesh')}), got {name!r}"
+            )
+    if options and "fsdp" not in names:
+        raise ValueError(f"mesh must have a dimension 'fsdp' for {', '.join(options)}, got {names}")
 
 
 def dimensions(mesh: Any) -> tuple[str, ...]:

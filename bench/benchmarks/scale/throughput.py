@@ -76,7 +76,7 @@ def run_throughput(
     return rows
 
 
-def throughput_table(rows: Sequence[Row]) -> Table:
+def throughput_table(rows: Sequence[Any]) -> Table:
     """A row for each pass, a column for each way."""
     columns = ["pass", *WAYS, "2 processes / 2 threads"]
     table = terminal_table(columns, title="Tokens a second on this CPU (measured)")

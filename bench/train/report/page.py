@@ -1,5 +1,6 @@
 """The report of a training: report.html, report.json and the pictures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,16 +14,16 @@ from ironmoe.bench.train.report.words import words
 
 
 def write_training_report(
-    folder: Path, facts: TrainingFacts, device: torch.device, world: int
+    folder: Path, facts: TrainingFacts, device: torch.device, parallel: Mapping[str, int]
 ) -> None:
-    """Write report.json, the PNGs and report.html into ``folder``. ``world``: how many processes
-    took part."""
+    """Write report.json, the PNGs and report.html into ``folder``. ``parallel``: "processes", how
+    many took part; "expert_parallel", how many share experts."""
     numbers = {
         "title": facts.title,
         "settings": facts.settings,
         "versions": versions(),
         "device": describe_device(device),
-        "processes": world,
+        **parallel,
         "words": words(facts),
         "figures": dict(facts.rows),
         **facts.training,

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import typer
 from rich.console import Console
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from ironmoe.attacks.evaluation.journal_file import JournalFile
 from ironmoe.bench.__main__ import main
 from ironmoe.bench.common.errors import clear_errors
 from ironmoe.bench.common.files import open_atomically
+from ironmoe.bench.common.user_error import UserError
 
 FULL = Path("/dev/full")  # writing to it says that no space is left
 
@@ -41,6 +43,21 @@ def test_sigterm_is_said_like_ctrl_c_and_has_its_own_status(monkeypatch, default
     status, printed = ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert status == 143 and printed.startswith("Terminated. What was finished is saved; the same")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_torchrun_says_once_more_what_was_wrong(tmp_path, monkeypatch, capsys):
+    """Below a traceback of its own: "Root Cause … traceback : ironmoe: …"."""
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+
+    def fail():
+        raise UserError("--eps must be above 0, got -1")
+
+    assert ends(fail)[0] == 2
+    failed = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    said = ChildFailedError("ironmoe", {0: failed}).format_msg()
+    assert "ironmoe: --eps must be above 0, got -1\n" in said and "To enable traceback" not in said
+    assert capsys.readouterr().err == "ironmoe: --eps must be above 0, got -1\n"
 
 
 FORKING = """

@@ -69,3 +69,16 @@ def test_another_number_of_processes_is_named_but_is_no_other_condition(tmp_path
         "processes: 2 there, 4 now."
     )
     assert mixed(sessions_of(path)) == ""
+
+
+def test_a_report_has_the_number_of_processes_that_measured(tmp_path):
+    """Not that of a command which found everything done."""
+    two, one = ({"processes": n, "expert_parallel": n} for n in (2, 1))
+    first = RunFolder(tmp_path / "run", {"a": 1}, 0, parallel=two)
+    assert first.last_parallel == two
+    first.worked()
+    again = RunFolder(tmp_path / "run", {"a": 1}, 0, parallel=one)
+    assert again.last_parallel == two
+    again.worked()
+    assert again.last_parallel == one
+    assert RunFolder(tmp_path / "other", {"a": 1}, 0).last_parallel == {}

@@ -131,7 +131,7 @@ def write_training(folder):
         },
         attack={"report": {"clean": share, "checks": checks}, "worst_case": [share]},
     )
-    write_training_report(folder, facts, CPU, 1)
+    write_training_report(folder, facts, CPU, {"processes": 1, "expert_parallel": 1})
 
 
 @needs_chromium

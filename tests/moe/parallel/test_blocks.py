@@ -1,9 +1,11 @@
-"""Which modules FSDP2 shards one by one."""
+"""Which modules FSDP2 shards one by one, and with which options."""
 
+import pytest
 from torch import nn
 
 from ironmoe.moe import MoE, VMoE
 from ironmoe.moe.parallel.blocks import blocks
+from ironmoe.moe.parallel.parallelize import _check_fsdp
 
 
 def test_the_blocks_of_a_vision_transformer():
@@ -28,3 +30,13 @@ def test_what_is_no_block():
     assert list(blocks(nn.ModuleDict({"a": without_weights}))) == list(without_weights)[1:]
     alike = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     assert list(blocks(nn.ModuleDict({"a": alike}))) == list(alike)
+
+
+def test_options_that_nobody_has_are_errors():
+    _check_fsdp({}, ("ep",))
+    _check_fsdp({"reshard_after_forward": False}, ("fsdp", "ep"))
+    with pytest.raises(ValueError, match="mesh must have a dimension 'fsdp' for mp_policy"):
+        _check_fsdp({"mp_policy": None}, ("ep",))
+    for names in (("ep",), ("fsdp", "ep")):
+        with pytest.raises(TypeError, match="fully_shard .*mp_policy.*, got 'dispatch_dtype'"):
+            _check_fsdp({"dispatch_dtype": None}, names)
