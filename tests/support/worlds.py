@@ -6,31 +6,20 @@ survive. It imports once; the processes of each world are forked from it.
 
 import itertools
 import os
-import subprocess
 import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+from fork_server import run_forked
 
 _NUMBERS = itertools.count(1)
 
 
 def run_program(name, folder):
     """Run a file of tests/support in a folder; it may call ``world``."""
-    here = Path(__file__).parent
-    paths = [str(here), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, str(here / f"{name}.py")],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    run_forked(Path(__file__).with_name(f"{name}.py"), folder)
 
 
 def world(size, *works, exits=None):
