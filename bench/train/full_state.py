@@ -5,7 +5,7 @@ Process 0 has the state. The others have none: they get an empty one, and give a
 Every process must call each of these functions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -20,10 +20,9 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from ironmoe.attacks.training import EMA
 from ironmoe.bench.train.state import Numbers, Tensors, parted
+from ironmoe.moe.parallel.optimizer_state import optimizer_parameters
 from ironmoe.moe.parallel.together import number_of_processes, process_number
 from ironmoe.moe.sharded import whole_tensor
-
-WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # torch.compile, activation checkpointing
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
@@ -66,14 +65,11 @@ def load_full_tensors(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What the optimizer keeps of each parameter, such as "head.weight/exp_avg". Rates and other
     options of its groups are not in it.
-
-    (``get_optimizer_state_dict`` of torch is not used: loaded into a new optimizer, it makes a
-    state for parameters that had none, as if they had made a step.)
     """
     return full_tensors(
         {
             f"{name}/{key}": torch.as_tensor(value)
-            for name, parameter in _parameters(model, optimizer)
+            for name, parameter in optimizer_parameters(model, optimizer).items()
             for key, value in optimizer.state.get(parameter, {}).items()
             if value is not None
         }
@@ -89,7 +85,7 @@ def load_optimizer_state(
         ValueError: the state has a parameter that the optimizer has not.
     """
     entries = _object_of_first([_entry(name, tensor) for name, tensor in state.items()])
-    parameters = dict(_parameters(model, optimizer))
+    parameters = optimizer_parameters(model, optimizer)
     foreign = sorted({entry.parameter for entry in entries} - parameters.keys())
     if foreign:
         raise ValueError(
@@ -135,18 +131,6 @@ class _Entry(NamedTuple):
 def _entry(name: str, tensor: Tensor) -> _Entry:
     parameter, _, key = name.rpartition("/")
     return _Entry(parameter, key, tuple(tensor.shape), tensor.dtype)
-
-
-def _parameters(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of the optimizer by their names in the plain model."""
-    own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    for name, parameter in model.named_parameters():
-        if parameter in own:
-            for wrapper in WRAPPERS:
-                name = name.replace(wrapper, "")
-            yield name, parameter
 
 
 def _object_of_first(value: list[_Entry]) -> list[_Entry]:

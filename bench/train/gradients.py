@@ -7,11 +7,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ironmoe.moe.exchange.group import Group
+from ironmoe.moe.parallel.buckets import buckets
 from ironmoe.moe.parallel.copies import copies
 from ironmoe.moe.parallel.together import number_of_processes
 from ironmoe.moe.sharded import local_values
-
-BUCKET = 2**24  # how many numbers travel at once
 
 
 class MeanGradients:
@@ -104,19 +103,8 @@ def _with_gradient_anywhere(
 
 def _summed(tensors: Iterable[Tensor], ranks: Group) -> Iterator[Tensor]:
     """The sums over ranks, in float64; many tensors travel together."""
-    for bucket in _buckets(tensors):
+    for bucket in buckets(tensors):
         flat = torch.cat([tensor.flatten().double() for tensor in bucket])
         ranks.sum(flat)
         pieces = flat.split([tensor.numel() for tensor in bucket])
         yield from (piece.view_as(t) for piece, t in zip(pieces, bucket, strict=True))
-
-
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        bucket.append(tensor)
-        if sum(each.numel() for each in bucket) >= BUCKET:
-            yield bucket
-            bucket = []
-    if bucket:
-        yield bucket

@@ -16,16 +16,25 @@ from ironmoe.moe.exchange.group import Group
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+class Place(NamedTuple):
+    """Which layer comes to an exchange: the number of its model among those that were shared out
+    over the group, and its own in this model."""
+
+    model: int = 0
+    layer: int = 0
+
+
 class Header(NamedTuple):
     """What ranks of one exchange must agree on. All are whole numbers.
 
-    layer: number of the layer in its model
+    model, layer: see ``Place``
     bounded: how many rows a rank sends at most to another one; 0 without a bound
     dtype: of the rows, as the place in ``DTYPES``
     width: D of the rows
     tokens_need_grad, weights_need_grad: whether the backward pass may come back through the rows
     """
 
+    model: int
     layer: int
     bounded: int
     dtype: int
@@ -39,6 +48,7 @@ class Header(NamedTuple):
         if name == "dtype":
             return f"rows of {DTYPES[value]}" if 0 <= value < len(DTYPES) else f"dtype {value}"
         texts = {
+            "model": f"model {value} of those that were parallelized",
             "layer": f"layer {value}",
             "bounded": f"max_tokens_per_rank = {value or None}",
             "width": f"rows of width {value}",
@@ -48,7 +58,9 @@ class Header(NamedTuple):
         return texts[name]
 
 
-def header_of(rows: Tensor, *, layer: int, bounded: int | None, weights_need_grad: bool) -> Header:
+def header_of(
+    rows: Tensor, *, place: Place, bounded: int | None, weights_need_grad: bool
+) -> Header:
     """The header of this rank for rows (R, D).
 
     Raises:
@@ -61,7 +73,7 @@ def header_of(rows: Tensor, *, layer: int, bounded: int | None, weights_need_gra
         )
     records = torch.is_grad_enabled()
     return Header(
-        layer=layer,
+        *place,
         bounded=bounded or 0,
         dtype=DTYPES.index(rows.dtype),
         width=rows.shape[1],

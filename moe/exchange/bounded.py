@@ -8,10 +8,12 @@ Shape suffixes: T tokens, K choices of a token, R rows, D their width, P ranks, 
 M places for the rows of one rank.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ironmoe.kernels import Dispatch
 from ironmoe.kernels.route import may_look
@@ -90,3 +92,58 @@ def in_places(plan: Dispatch, experts_TK: Tensor, ranks: int, places: int) -> Di
         row_slot=placed(plan.row_slot),
         slot_row=slot_row_TK.to(torch.int32),
     )
+
+
+class Overflow:
+    """How many choices of this rank found no place, and a warning where there were any.
+
+    The host never waits for a device to say so: it has the count copied, and looks at the copy when
+    a later pass comes. Passes that a CUDA graph repeats are said with the next pass outside it.
+    """
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None  # () int64 on the device, since ``take``
+        self._copy: Tensor | None = None  # in host memory, as it was some passes ago
+        self._said = 0
+
+    @torch.no_grad()
+    def add(self, dropped: Tensor, *, layer: int, places: int) -> None:
+        """Count the choices () int64 of a pass which its layer has dropped, with M places."""
+        if self.total is None:
+            self.total = torch.zeros_like(dropped)
+        self.total += dropped  # in place, so that each replay of a CUDA graph adds its own
+
+        if may_look(dropped):
+            seen = int(self.total)
+        elif isinstance(dropped, FakeTensor) or _is_captured(dropped):
+            return
+        else:
+            seen = self._seen_before(self.total)
+        if seen > self._said:
+            warnings.warn(
+                f"{seen - self._said} choices were dropped in layer {layer}, because a rank sends "
+                f"at most max_tokens_per_rank = {places} rows to each rank",
+                stacklevel=2,
+            )
+            self._said = seen
+
+    def take(self) -> int:
+        """How many choices found no place since the last call. The host waits for the device."""
+        if self.total is None:
+            return 0
+        taken = int(self.total)
+        self.total.zero_()
+        self._copy, self._said = None, 0
+        return taken
+
+    def _seen_before(self, total: Tensor) -> int:
+        """The total when the last copy of it had come, at no wait; a new copy begins."""
+        if self._copy is None:
+            self._copy = torch.zeros((), dtype=total.dtype, pin_memory=total.is_cuda)
+        seen = int(self._copy)
+        self._copy.copy_(total, non_blocking=True)
+        return seen
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,6 +1,5 @@
 """Expert parallelism of one layer: its experts are shared out over the ranks of a group."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ironmoe.kernels import Dispatch, Routing, plan_dispatch
-from ironmoe.kernels.route import autocast_dtype, forward_mode, may_look, transformed
-from ironmoe.moe.exchange.agreement import header_of
-from ironmoe.moe.exchange.bounded import bounded
+from ironmoe.kernels.route import autocast_dtype, forward_mode, transformed
+from ironmoe.moe.exchange.agreement import Place, header_of
+from ironmoe.moe.exchange.bounded import Overflow, bounded
 from ironmoe.moe.exchange.dropless import Experts, dropless
 from ironmoe.moe.exchange.expert_rows import combined
 from ironmoe.moe.exchange.group import Group
@@ -30,7 +29,7 @@ class ExpertParallel:
     Args:
         group: the ranks.
         num_experts: E of the whole layer.
-        layer: a number that the layer has on every rank.
+        place: the number of the layer and of its model, the same on every rank.
         divide_gradients: divide the gradients of the experts by P. They are those of the tokens of
             all ranks; divided, they are the mean over ranks, as data parallelism makes it of all
             other weights.
@@ -41,8 +40,8 @@ class ExpertParallel:
         tokens_are_replicated: whether all ranks have the same tokens; else each has its own.
         copies: the ranks that have the same experts as this one, where nobody averages their
             gradients; else None.
-        overflow: () int64 on the device, how many choices of this rank found no place in the
-            buffers of ``max_tokens_per_rank`` since ``take_overflow``; None before the first pass.
+        overflow: how many choices of this rank found no place in the buffers of
+            ``max_tokens_per_rank``.
     """
 
     def __init__(
@@ -50,18 +49,18 @@ class ExpertParallel:
         group: Group,
         num_experts: int,
         *,
-        layer: int = 0,
+        place: Place | None = None,
         divide_gradients: bool = True,
         max_tokens_per_rank: int | None = None,
     ) -> None:
         self.group = group
         self.num_experts = num_experts
-        self.layer = layer
+        self.place = place or Place()
         self.divide_by = group.size if divide_gradients else 1
         self.max_tokens_per_rank = max_tokens_per_rank
         self.tokens_are_replicated = False
         self.copies: Group | None = None
-        self.overflow: Tensor | None = None
+        self.overflow = Overflow()
 
     @property
     def num_local_experts(self) -> int:
@@ -129,7 +128,7 @@ class ExpertParallel:
 
         header = header_of(
             sent_TD,
-            layer=self.layer,
+            place=self.place,
             bounded=self.max_tokens_per_rank,
             weights_need_grad=weights_need_grad,
         )
@@ -139,37 +138,15 @@ class ExpertParallel:
             out_RD, plan, dropped = bounded(
                 self.group, header, sent_TD, routing.experts, plan, rounded, meanwhile
             )
-            self._report(dropped)
+            self.overflow.add(dropped, layer=self.place.layer, places=self.max_tokens_per_rank)
         return combined(out_RD.to(computed_in), routing, plan)
-
-    def take_overflow(self) -> int:
-        """How many choices found no place since the last call. The host waits for the device."""
-        if self.overflow is None:
-            return 0
-        overflow = int(self.overflow)
-        self.overflow.zero_()
-        return overflow
-
-    @torch.no_grad()
-    def _report(self, dropped: Tensor) -> None:
-        """Add to the overflow. Where a look costs nothing, say so at once."""
-        if self.overflow is None:
-            self.overflow = torch.zeros_like(dropped)
-        self.overflow += dropped  # in place, so that each replay of a CUDA graph adds its own
-        if may_look(dropped) and int(dropped):
-            warnings.warn(
-                f"{int(dropped)} choices of this pass were dropped in layer {self.layer}, because "
-                f"a rank sends at most max_tokens_per_rank = {self.max_tokens_per_rank} rows to "
-                "each rank",
-                stacklevel=2,
-            )
 
     def __deepcopy__(self, _: Any) -> "ExpertParallel":
         """A copy of a layer exchanges with the same ranks and has dropped nothing yet."""
         same = ExpertParallel(
             self.group,
             self.num_experts,
-            layer=self.layer,
+            place=self.place,
             divide_gradients=self.divide_by > 1,
             max_tokens_per_rank=self.max_tokens_per_rank,
         )

@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 # not the groups themselves, which hold their key and would keep it alive for ever
 _MEMBERS: WeakKeyDictionary[Any, list[Member]] = WeakKeyDictionary()
+_MODELS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # how many are shared out
 
 
 def every_rank() -> "Group":
@@ -44,6 +45,13 @@ class Group:
     def global_rank(self, rank: int) -> int:
         """The rank among all processes of a rank of this group."""
         return self.members[rank].rank
+
+    def next_model(self) -> int:
+        """A number for a model that is shared out over this group: how many were before. Each of
+        its ranks calls it for the same models, in the same order."""
+        number = _MODELS.get(self.process_group, 0)
+        _MODELS[self.process_group] = number + 1
+        return number
 
     def start_rows(
         self, received: Tensor, rows: Tensor, receive: list[int], send: list[int], kind: str

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ironmoe.kernels import Dispatch, Routing
 from ironmoe.kernels.checks import check_counts
+from ironmoe.moe.exchange.agreement import Place
 from ironmoe.moe.exchange.eager import outside_graphs
 from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel, nothing
@@ -50,7 +51,7 @@ def share_out(
     aux_losses: str = "rank",
     max_tokens_per_rank: int | None = None,
     group: Group | None = None,
-    number: int = 0,
+    place: Place | None = None,
 ) -> None:
     """Share the experts of a layer out over the P ranks of a mesh. Each of them must call it.
 
@@ -73,9 +74,9 @@ def share_out(
         max_tokens_per_rank: a rank sends at most so many rows (tokens times choices) to each rank
             of the mesh. No shape then depends on values and the host never waits, so a GPU can
             capture the layer in a CUDA graph. What finds no place is dropped and counted
-            (``take_overflow``; on CPU with a warning at once). None: every row travels, and the
-            host waits for one exchange of counts.
-        group: the ranks, where several layers share them; number: of the layer in its model.
+            (``overflowed_choices``), and a warning says so: on CPU at once, on a GPU when a later
+            pass comes. None: every row travels, and the host waits for one exchange of counts.
+        group, place: the ranks, and which layer of which model this is, where a model has several.
 
     Raises:
         ValueError: the mesh has more dimensions, its size does not divide E, the experts are shared
@@ -86,8 +87,9 @@ def share_out(
     _check(layer, mesh, gradients, max_tokens_per_rank)
     check_aux_losses(layer, aux_losses)
     group = group or Group(mesh.get_group())
-    options = {"gradients": gradients, "aux_losses": aux_losses, "number": number}
+    options: dict[str, Any] = {"gradients": gradients, "aux_losses": aux_losses}
     check_same(layer, group, options | {"max_tokens_per_rank": max_tokens_per_rank})
+    place = place or Place(model=group.next_model())
 
     same_values(layer, group)
     for module in layer.expert_modules().values():
@@ -95,7 +97,7 @@ def share_out(
     layer.expert_parallel = ExpertParallel(
         group,
         layer.num_experts,
-        layer=number,
+        place=place,
         divide_gradients=gradients == "mean",
         max_tokens_per_rank=max_tokens_per_rank,
     )

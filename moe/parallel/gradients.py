@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from ironmoe.moe.exchange.errors import naming_missing
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.layers.ranks import GRADIENTS
+from ironmoe.moe.parallel.buckets import buckets
 from ironmoe.moe.parallel.parallelize import TOLD, dimensions
 from ironmoe.moe.sharded import local_values
-
-BUCKET = 2**24  # how many numbers travel at once
 
 
 @torch.no_grad()
@@ -78,15 +77,9 @@ def _reduce(weights: list[nn.Parameter], groups: list[Any], divide_by: int) -> N
     for weight in chosen:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-
-    bucket: list[Tensor] = []
-    for weight in chosen:
-        assert weight.grad is not None
-        bucket.append(local_values(weight.grad))
-        if sum(grad.numel() for grad in bucket) >= BUCKET:
-            _reduce_bucket(bucket, groups, divide_by)
-            bucket = []
-    _reduce_bucket(bucket, groups, divide_by)
+    own = (local_values(weight.grad) for weight in chosen if weight.grad is not None)
+    for bucket in buckets(own):
+        _reduce_bucket(bucket, groups, divide_by)
 
 
 def _reduce_bucket(bucket: list[Tensor], groups: list[Any], divide_by: int) -> None:

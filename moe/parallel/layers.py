@@ -55,4 +55,4 @@ def overflowed_choices(model: nn.Module) -> int:
     Raises:
         TypeError: the model is no module.
     """
-    return sum(state.take_overflow() for state in expert_parallels(model))
+    return sum(state.overflow.take() for state in expert_parallels(model))

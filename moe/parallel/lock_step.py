@@ -46,14 +46,18 @@ def in_step(*models: nn.Module) -> Iterator[None]:
 
     Every rank gets the same answers, bit for bit, and the same gradients of the images: those of
     the plain model on one device. Of each batch a rank computes its own part. Where images
-    influence each other (a capacity), whole groups stay together. Where that leaves no parts, or a
+    influence each other by a capacity, whole groups stay together. Where that leaves no parts, or a
     trace, an intervention or another hook came to a layer inside the block, or a module is in
-    training mode, each rank computes all images, and of the experts its own.
+    training mode or takes statistics of the batch, each rank computes all images, and of the
+    experts its own. Of another influence between images nothing is known here; the checks of
+    ``ironmoe.attacks.evaluate`` find it.
 
     A model is any module that is called with tensors (B, …), by position or by keyword. Those of
     its inputs and outputs whose first dimension is that of the batch are whole on every rank, also
     inside tuples, dicts and what else torch's pytrees know, such as outputs of transformers; other
-    outputs are those of this rank's part. Gradients of weights are not summed over ranks.
+    outputs are those of this rank's part. Of an output only its first dimension is known: a vector
+    that has by accident as many numbers as the part has images is taken for one of the batch, as
+    ``torch.nn.DataParallel`` does. Gradients of weights are not summed over ranks.
     ``max_tokens_per_rank`` does not count here: every row travels. All ranks must be of one kind of
     device. Random models draw other numbers than on one device, and other ones for each part.
 
@@ -126,6 +130,7 @@ class _Lane:
         self.experts = expert_parallels(module)
         self.modules = list(module.modules())
         self.unit = images_in_group(module)
+        self.number = len(_IN_STEP)  # of those in step in this process
         self.hooks = self._hooks()
         self.now: _Pass | None = None
 
@@ -251,25 +256,29 @@ class _Lane:
         """
         needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in batch)
         images = torch.stack([fingerprint(x) for x in batch]).sum()
-        known = torch.tensor([len(batch[0]), needs_grad, whole, seed], device=batch[0].device)
-        each = self.group.gather(torch.cat([known, images[None]])[None], WHAT).tolist()
+        model = self.experts[0].place.model if self.experts else 0
+        known = [seed, self.number, model, len(batch[0]), needs_grad, whole]
+        told = torch.tensor(known, device=batch[0].device)
+        each = self.group.gather(torch.cat([told, images[None]])[None], WHAT).tolist()
         own = each[self.group.rank]
         for rank, other in enumerate(each):
-            differs = next((place for place in (0, 1, 2, 4) if other[place] != own[place]), None)
+            differs = next((i for i in range(1, len(own)) if other[i] != own[i]), None)
             if differs is not None:
                 raise RanksDisagreeError(
-                    "ranks in step must call the model with the same images in the same order and "
-                    f"in the same mode, got {_words(own, differs)} on rank "
+                    "ranks in step must call the same model with the same images in the same order "
+                    f"and in the same mode, got {_words(own, differs)} on rank "
                     f"{self.group.global_rank(self.group.rank)} and {_words(other, differs)} on "
                     f"rank {self.group.global_rank(rank)}"
                 )
-        return int(each[0][3])
+        return int(each[0][0])
 
 
 def _words(known: list[int], place: int) -> str:
     return {
-        0: f"{known[0]} images",
-        1: f"images with requires_grad={bool(known[1])}",
-        2: "hooks on layers" if known[2] else "no hooks on layers",
-        4: f"images with the checksum {known[4]}",
+        1: f"model {known[1]} of those in step",
+        2: f"model {known[2]} of those that were parallelized",
+        3: f"{known[3]} images",
+        4: f"images with requires_grad={bool(known[4])}",
+        5: "hooks on layers" if known[5] else "no hooks on layers",
+        6: f"images with the checksum {known[6]}",
     }[place]

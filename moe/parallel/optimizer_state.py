@@ -11,16 +11,36 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.moe.checkpoints.errors import CheckpointError, require
+from ironmoe.moe.routers.wrapped import plain_name
 
-# torch.compile, activation checkpointing
-WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 _PLAIN = (bool, int, float, str, type(None))
+
+
+def optimizer_parameters(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, nn.Parameter]:
+    """The optimizer's parameters by their names in the plain model.
+
+    Raises:
+        ValueError: it has one that is none of the model.
+    """
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    found = {}
+    for name, parameter in inner.named_parameters():
+        if parameter in own:
+            found[plain_name(name)] = parameter
+    if len(found) < len(own):
+        raise ValueError(
+            f"optimizer must have parameters of the model alone, got {len(own) - len(found)} others"
+        )
+    return found
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The tensors that the optimizer keeps, such as "head.weight/exp_avg"."""
     tensors = {}
-    for name, parameter in _parameters(model, optimizer).items():
+    for name, parameter in optimizer_parameters(model, optimizer).items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 _require_alike(value, parameter, f"{name}/{key}")
@@ -31,7 +51,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def optimizer_options(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What else the optimizer keeps: the options of its groups, by the names of their parameters,
     and numbers of single parameters, such as {"head.weight": {"step": 3}}."""
-    names = {parameter: name for name, parameter in _parameters(model, optimizer).items()}
+    names = {parameter: name for name, parameter in optimizer_parameters(model, optimizer).items()}
     groups = [
         {
             "parameters": [names[parameter] for parameter in group["params"]],
@@ -82,7 +102,7 @@ def empty_tensors(
 ) -> dict[str, Tensor]:
     """Tensors without values for what ``optimizer_tensors`` gave, of which ``saved`` has dtypes and
     shapes: sharded as the parameters are."""
-    parameters = _parameters(model, optimizer)
+    parameters = optimizer_parameters(model, optimizer)
     tensors = {}
     for path, (dtype, shape) in saved.items():
         parameter = parameters[path.rpartition("/")[0]].detach()
@@ -107,7 +127,7 @@ def set_optimizer_state(
         state.setdefault(name, {})[key] = tensor
 
     group_of = {frozenset(group["parameters"]): group["options"] for group in options["groups"]}
-    names = {parameter: name for name, parameter in _parameters(model, optimizer).items()}
+    names = {parameter: name for name, parameter in optimizer_parameters(model, optimizer).items()}
     loaded = optimizer.state_dict()
     numbered: dict[int, dict[str, Any]] = {}
     for group, own in zip(loaded["param_groups"], optimizer.param_groups, strict=True):
@@ -120,23 +140,6 @@ def set_optimizer_state(
             if name in state
         }
     optimizer.load_state_dict({"state": numbered, "param_groups": loaded["param_groups"]})
-
-
-def _parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """The optimizer's parameters by their names in the plain model."""
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    found = {}
-    for name, parameter in inner.named_parameters():
-        if parameter in own:
-            for wrapper in WRAPPERS:
-                name = name.replace(wrapper, "")
-            found[name] = parameter
-    if len(found) < len(own):
-        raise ValueError(
-            f"optimizer must have parameters of the model alone, got {len(own) - len(found)} others"
-        )
-    return found
 
 
 def _require_alike(value: Tensor, parameter: Tensor, path: str) -> None:

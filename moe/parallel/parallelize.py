@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ironmoe.moe.exchange.agreement import Place
 from ironmoe.moe.exchange.group import Group, every_rank
 from ironmoe.moe.layers.ranks import (
     check_aux_losses,
@@ -101,14 +102,15 @@ def parallelize(
         group = Group(over.get_group())
         replicated = "dp" in names and "fsdp" not in names and mesh["dp"].size() > 1
         copies = Group(mesh.get_group("dp")) if replicated else None
-        for number, layer in enumerate(layers.values()):
+        number = group.next_model()
+        for index, layer in enumerate(layers.values()):
             share_out(
                 layer,
                 over,
                 gradients=gradients,
                 max_tokens_per_rank=max_tokens_per_rank,
                 group=group,
-                number=number,
+                place=Place(number, index),
             )
             layer.expert_parallel.copies = copies
     if aux_losses == "all":

@@ -20,6 +20,16 @@ WRAPPERS = (
 )
 
 
+# These are named as steps of a path to a weight, which the plain model has without them.
+STEPS = ("_orig_mod", "_checkpoint_wrapped_module")
+
+
+def plain_name(name: str) -> str:
+    """The name that a module or a weight has without ``torch.compile`` and activation
+    checkpointing."""
+    return ".".join(step for step in name.split(".") if step not in STEPS)
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside all wrappers around it; the module itself where there is none. A module of
     another library, too, is a wrapper if it has nothing of its own but one router by groups."""

@@ -48,6 +48,10 @@ def ranks_that_disagree(mesh, rank):
         weight.requires_grad_(True)
     layer(x).sum().backward()
 
+    first, second = (made("top 2").parallelize(mesh) for _ in range(2))
+    said = raised(RanksDisagreeError, lambda: (second if rank == 1 else first)(x))
+    assert "model" in said and "rank 1" in said, said
+
     other = MoE(D, F + (rank == 1), E, 2)
     said = raised(RanksDisagreeError, lambda: other.parallelize(mesh))
     assert "rank 1" in said, said

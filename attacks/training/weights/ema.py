@@ -12,9 +12,8 @@ from torch.distributed.tensor import DTensor
 from ironmoe.attacks.training.inner.lent import inside_of_ddp
 from ironmoe.moe.routers.global_load import GlobalLoad
 from ironmoe.moe.routers.selection_bias import WithSelectionBias
+from ironmoe.moe.routers.wrapped import plain_name
 from ironmoe.moe.sharded import give_back_gathered, local_values
-
-WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch.compile, of checkpointing
 
 
 class EMA:
@@ -117,7 +116,7 @@ def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Floating weights by the names they have without wrappers, sharded ones as they are kept."""
     give_back_gathered(model)
     return {
-        _plain(name): weight
+        plain_name(name): weight
         for name, weight in _inside(model).named_parameters()
         if weight.is_floating_point()
     }
@@ -125,17 +124,13 @@ def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
     """Modules by the names they have without wrappers; what a wrapper wraps, in its place."""
-    return {_plain(name): module for name, module in _inside(model).named_modules()}
+    return {plain_name(name): module for name, module in _inside(model).named_modules()}
 
 
 def _inside(model: nn.Module) -> nn.Module:
     """The user's model."""
     inner = getattr(inside_of_ddp(model), "_orig_mod", inside_of_ddp(model))
     return model if inner is model else _inside(inner)
-
-
-def _plain(name: str) -> str:
-    return ".".join(step for step in name.split(".") if step not in WRAPPERS)
 
 
 def _wide(weight: Tensor) -> torch.dtype:

@@ -232,6 +232,16 @@ def refused():
         assert "order" in str(error)
     else:
         raise AssertionError("order")
+    _, other = pair()
+    for models, words in (((shared, other), "of those in step"),
+                          ((other if rank else shared,), "of those that were parallelized")):
+        try:
+            with in_step(*models):
+                models[rank * (len(models) - 1)](images(2))
+        except RanksDisagreeError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(words)
     with in_step(shared):  # nothing is left of what failed
         torch.testing.assert_close(shared(images(3)), plain(images(3)), rtol=1e-12, atol=1e-12)
 
@@ -280,7 +290,7 @@ def counted():
     with counted_traffic() as traffic, in_step(shared), freeze_weights(shared):
         answers(shared, images(4), second=False)
     rows = 2 * 8 * (3 + 64)  # two images of a rank: logits and gradients in float64
-    assert traffic.in_step == rows + 5 * 8, traffic  # and what is compared first
+    assert traffic.in_step == rows + 7 * 8, traffic  # and what is compared first
 
 def alone():
     plain, _ = pair()

@@ -1,6 +1,8 @@
 """With ``max_tokens_per_rank`` no shape depends on values and the host never looks at one. Fake
 tensors show it without a GPU: they have no values to look at."""
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,6 +10,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ironmoe.moe import MoE
+from ironmoe.moe.exchange import bounded
+from ironmoe.moe.exchange.bounded import Overflow
 from ironmoe.moe.exchange.errors import Member
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel
 from ironmoe.moe.exchange.group import Group
@@ -46,3 +50,30 @@ def test_bounded_buffers_need_no_look_at_values(group):
 def test_without_a_bound_the_host_reads_how_many_rows_come(group):
     with pytest.raises(DataDependentOutputException):
         passed(group)
+
+
+def said_by(overflow, dropped):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        overflow.add(torch.tensor(dropped), layer=1, places=5)
+    return [str(warning.message) for warning in said]
+
+
+def test_an_overflow_that_nobody_may_look_at_is_said_with_a_later_pass(monkeypatch):
+    """A tensor on CPU is here what one on a GPU is elsewhere."""
+    monkeypatch.setattr(bounded, "may_look", lambda tensor: False)
+    overflow = Overflow()
+    assert said_by(overflow, 3) == []
+    (text,) = said_by(overflow, 0)
+    assert "3 choices were dropped in layer 1" in text and "max_tokens_per_rank = 5" in text
+    assert said_by(overflow, 2) == []
+    assert "2 choices" in said_by(overflow, 0)[0]
+    assert overflow.take() == 5 and overflow.take() == 0
+    assert said_by(overflow, 4) == [] and "4 choices" in said_by(overflow, 0)[0]
+
+
+def test_an_overflow_on_cpu_is_said_at_once():
+    overflow = Overflow()
+    assert "3 choices" in said_by(overflow, 3)[0] and said_by(overflow, 0) == []
+    assert "1 choices" in said_by(overflow, 1)[0]
+    assert overflow.take() == 4 and "2 choices" in said_by(overflow, 2)[0]
