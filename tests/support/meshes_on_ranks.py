@@ -13,7 +13,6 @@ MESHES = (
     ("mean", {"dp": 2, "ep": 2}),
     ("mean", {"fsdp": 2, "ep": 2}),
     ("sum", {"dp": 2, "fsdp": 1, "ep": 2}),
-    ("sum", {"ep": 4}),
 )
 
 
@@ -30,6 +29,16 @@ def batch(rank, step):
     return torch.randn(IMAGES, 3, 8, 8, generator=generator, dtype=torch.float64)
 
 
+def optimizer_of(model):
+    """Of a weight of each kind, because DTensor thinks long about an operation on each new shape:
+    with all weights, this would be most of the time. eps is large, so that a gradient that is 0 but
+    for its rounding makes no step.
+    """
+    dense, moe = (block.mlp for block in model.blocks)
+    weights = [dense.fc1.weight, moe.router.weight, moe.fc1.weight, moe.fc2.bias]
+    return torch.optim.AdamW(weights, lr=1e-2, eps=1e-4)
+
+
 def whole(tensor):
     tensor = tensor.detach()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -38,10 +47,7 @@ def whole(tensor):
 def trained_as_one(kind, sizes, rank):
     mesh = init_device_mesh("cpu", tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     model, twin = parallelize(made(), mesh, gradients=kind), made()
-    # The gradient of a key's bias is 0, and its rounding must not become a step.
-    optimizer, other = (
-        torch.optim.AdamW(each.parameters(), lr=1e-2, eps=1e-4) for each in (model, twin)
-    )
+    optimizer, other = optimizer_of(model), optimizer_of(twin)
     for step in range(STEPS):
         y = model(batch(rank, step)).square()
         loss = y.mean() if kind == "mean" else y.sum() / (4 * y.numel())
@@ -59,6 +65,7 @@ def trained_as_one(kind, sizes, rank):
         torch.testing.assert_close(norm, want, rtol=1e-12, atol=0)
         for each in (optimizer, other):
             each.step()
+        for each in (model, twin):
             each.zero_grad()
     for weight, same in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(whole(weight), same.detach(), rtol=1e-12, atol=1e-12)

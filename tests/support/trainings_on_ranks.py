@@ -48,7 +48,7 @@ def make():
         16,
         2,
         2,
-        32,
+        16,  # as wide as the rest: DTensor thinks long about an operation on each new shape
         3,
         moe_layers=(1,),
         num_experts=4,
