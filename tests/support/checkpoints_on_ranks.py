@@ -8,15 +8,10 @@ import tracemalloc
 from functools import partial
 from pathlib import Path
 
-import einops._torch_specific  # noqa: F401  what each process would import for itself
 import safetensors.torch
 import torch
-import torch._dynamo
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.distributed.checkpoint.state_dict
-import torch.distributed.fsdp
-import torch.distributed.tensor
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from worlds import world
@@ -251,11 +246,11 @@ ARGUMENTS = {
     "image_size": 8,
     "patch_size": 4,
     "dim": 96,
-    "depth": 3,
+    "depth": 2,
     "heads": 4,
     "mlp_dim": 96,
     "num_classes": 3,
-    "moe_layers": [1, 2],
+    "moe_layers": [1],
     "num_experts": E,
     "top_k": 2,
     "expert_dim": 768,

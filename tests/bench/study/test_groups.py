@@ -15,22 +15,21 @@ from ironmoe.bench.study.work.worker import Task, Worker
 WORLDS = """
 import signal
 import numpy as np
-import torch._dynamo  # an optimizer imports it
-import torch.distributed._functional_collectives
-from torch.distributed import tensor
 from pathlib import Path
 from rich.console import Console
 from small_study import options
 from ironmoe.bench.common import processes
 from ironmoe.bench.common.errors import clear_errors
-from ironmoe.bench.data.in_memory import ImageData, load_data
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.study import run
 from ironmoe.bench.study.measure.subject import Subject
 
 run.FIGURES, processes.GRACE_SECONDS, processes.SAME_SECONDS = (), 0.0, 0.1
-digits = load_data("digits")
-rows = np.concatenate([np.flatnonzero(digits.labels == label)[:25] for label in range(3)])
-few = ImageData("few", digits.images[rows], digits.labels[rows], list("012"), [])
+# near one picture a class; what reads digits takes seconds to import
+numbers = np.random.default_rng(0)
+labels = np.repeat(np.arange(3), 25)
+images = 0.8 * numbers.random((3, 1, 8, 8))[labels] + 0.2 * numbers.random((75, 1, 8, 8))
+few = ImageData("few", torch.from_numpy(images).float(), torch.from_numpy(labels), list("012"), [])
 
 def study(name, size, **changes):
     with open(f"{name}-{os.environ.get('RANK', 0)}.txt", "a") as said:
@@ -101,7 +100,20 @@ def report(folder, name):
     return json.loads((folder / name / "report.json").read_text())
 
 
-def test_groups_find_what_one_process_finds(folder):
+def may_differ(key, value, rounding):
+    """By how much: the roundings of float32 in a chain of 200 terms, which the models are shorter
+    than. A divergence of logits that differ by d is p · d² / 2, so an error e of the logits changes
+    it by p · d · e, which is at most √(2 · divergence) · e, and by e² / 2. An attack steps the
+    other way where a gradient is smaller than its rounding, which moves a pixel of 64.
+    """
+    error = 2 * rounding(200, max(1.0, value))
+    if not key.endswith(":kl"):
+        return error
+    attacked = value / 2 if key.endswith(":attacked:kl") else 0.0
+    return attacked + math.sqrt(2 * value) * error + error**2 / 2
+
+
+def test_groups_find_what_one_process_finds(folder, rounding):
     """In a study that one process began, two groups went on with, and one process ended."""
     one, other = report(folder, "one"), report(folder, "mixed")
     assert other["runs"] == one["runs"] and len(one["runs"]) == 2
@@ -110,8 +122,8 @@ def test_groups_find_what_one_process_finds(folder):
     assert other["values"].keys() == one["values"].keys() > {"pgd@8", "r1", "random:attacked"}
     for key, row in one["values"].items():
         for mine, theirs in zip(row, other["values"][key], strict=True):
-            # divergences of near distributions are small differences of float32 numbers
-            assert mine == theirs or math.isclose(mine, theirs, rel_tol=1e-3, abs_tol=1e-6), key
+            same = mine == theirs
+            assert same or abs(mine - theirs) <= may_differ(key, abs(mine), rounding), key
 
 
 def test_a_group_trains_to_the_bits_of_one_process(folder):
