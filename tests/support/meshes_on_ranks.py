@@ -19,20 +19,20 @@ MESHES = (
 def made():
     torch.manual_seed(0)
     router = {"noise_std": 0, "importance_weight": 0, "load_weight": 0}
-    model = VMoE(8, 4, 16, 2, 2, 32, 5, moe_layers=(1,), num_experts=4, router=router)
+    # few shapes: DTensor thinks long about an operation on each new one
+    model = VMoE(8, 4, 16, 2, 2, 16, 5, moe_layers=(1,), num_experts=4, channels=1, router=router)
     nn.init.normal_(model.head.weight)  # it begins with 0, and so would all gradients
     return model.double()
 
 
 def batch(rank, step):
     generator = torch.Generator().manual_seed(10 * step + rank)
-    return torch.randn(IMAGES, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return torch.randn(IMAGES, 1, 8, 8, generator=generator, dtype=torch.float64)
 
 
 def optimizer_of(model):
-    """Of a weight of each kind, because DTensor thinks long about an operation on each new shape:
-    with all weights, this would be most of the time. eps is large, so that a gradient that is 0 but
-    for its rounding makes no step.
+    """Of a weight of each kind, for the same reason: with all weights, AdamW would be most of the
+    time. eps is large, so that a gradient that is 0 but for its rounding makes no step.
     """
     dense, moe = (block.mlp for block in model.blocks)
     weights = [dense.fc1.weight, moe.router.weight, moe.fc1.weight, moe.fc2.bias]

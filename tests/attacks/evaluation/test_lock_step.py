@@ -30,9 +30,9 @@ def changed(noise=0.0, capacity=None):
 def attacks(model):
     chain = AutoAttack(model, eps=EPS, version="custom",
                        attacks_to_run=["apgd-ce", "fab-t", "square"])
-    chain.apgd.n_iter = chain.fab.n_iter = 3
-    chain.fab.n_target_classes = 2
-    chain.square.n_queries = 6
+    chain.apgd.n_iter = chain.fab.n_iter = 2
+    chain.fab.n_target_classes = 1
+    chain.square.n_queries = 4
     return {"aa": chain, "frozen": PGD(model, EPS, steps=3, routing=FrozenRouting())}
 
 def pgd(model, **options):

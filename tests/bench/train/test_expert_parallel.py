@@ -22,7 +22,7 @@ CASES = {  # the method, the number of parts, further options
 }
 # the weights move along the gradient of the parts of all processes: here along that of the batch
 perturbing = lambda model: AWP(PGDAT(still(model), 0.1, steps=1, start="clean"), gamma=0.1)
-STEPS, MORE = range(2), range(2, 4)
+STEPS, MORE = range(2), range(2, 3)
 # which one goes on, with how many parts; where it is alone, with how many
 going_on, parts_in_all, parts_alone = ("Free", CASES["Free"][0]), 4, 4
 SHARED = {"shared": {"expert_parallel": 2}, "sharded": {"expert_parallel": 2, "fsdp": True}}
@@ -32,7 +32,7 @@ if world > 2:  # each of two pairs has all experts; that is all there is to see
     going_on, parts_alone, resumed = ("AWP", perturbing), 1, SHARED
 
 def kinds_of(name):  # FSDP2 takes long, and most methods do not know of it
-    return [kind for kind in SHARED if kind == "shared" or name in ("PGD-AT", "Free")]
+    return SHARED if name == "Free" else ["shared"]
 
 found, numbers = {}, {}
 
@@ -88,9 +88,10 @@ from ironmoe.bench.train import run as command_run
 from ironmoe.bench.train.report import page
 from ironmoe.bench.train.trainer import Trainer
 
-# pictures, and an attack of many steps, would take most of the time
+# pictures, and an attack of many steps with its checks, would take most of the time
 page.draw_training = report.draw_evaluation = lambda facts: {}
 command_run.Suite = partial(command_run.Suite, steps=2)
+command_run.AttackOptions = partial(command_run.AttackOptions, checks=False)
 labels = np.arange(40) % 4
 pictures = np.random.default_rng(0).random((4, 8, 8))
 np.savez("set.npz", images=pictures[labels] * 0.9, labels=labels)
@@ -98,8 +99,12 @@ with open("tiny.py", "w") as file:
     file.write('''
 from ironmoe.moe import VMoE
 
+class Wide(VMoE):  # in float64, so that nothing depends on the order of sums
+    def forward(self, x):
+        return super().forward(x.double())
+
 def model():
-    return VMoE(8, 4, 16, 2, 2, 16, 4, moe_layers=(1,), num_experts=4, channels=1)
+    return Wide(8, 4, 16, 2, 2, 16, 4, moe_layers=(1,), num_experts=4, channels=1).double()
 ''')
 sys.path.insert(0, os.getcwd())
 words = ("train --data set.npz --model tiny:model --device cpu --batch-size 16 --eps 16 --steps 1 "
@@ -143,10 +148,10 @@ alone, curves = load_file("alone/model.safetensors"), numbers_of("alone")
 for out in ("to-one", "to-both"):
     other = load_file(f"{out}/model.safetensors")
     assert alone.keys() == other.keys()
-    for name in alone:  # the last bits of float32 differ, as under FSDP2
-        torch.testing.assert_close(other[name], alone[name], rtol=1e-4, atol=1e-4, msg=name)
+    for name in alone:  # AdamW magnifies the rounding of a gradient that is 0
+        torch.testing.assert_close(other[name], alone[name], rtol=1e-6, atol=1e-8, msg=name)
     for own, want in zip(numbers_of(out), curves, strict=True):
-        assert abs(own["loss"] - want["loss"]) < 1e-4 and own["epoch"] == want["epoch"]
+        assert abs(own["loss"] - want["loss"]) < 1e-6 and own["epoch"] == want["epoch"]
 """
 
 
