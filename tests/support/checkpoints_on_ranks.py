@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from worlds import world
+from worlds import raised, world
 
 from ironmoe.moe import (
     CheckpointError,
@@ -99,14 +99,6 @@ def spoil(model):
             local_values(parameter).fill_(9)
 
 
-def error_of(kind, call):
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError(f"{kind.__name__} expected")
-
-
 # DCP
 
 
@@ -153,7 +145,7 @@ def save_and_be_killed():
 
     if dist.get_rank() == 1:
         dcp.FileSystemWriter.write_data = write_and_die
-    said = error_of(ExchangeError, lambda: save_checkpoint("killed", model, optimizer))
+    said = raised(ExchangeError, lambda: save_checkpoint("killed", model, optimizer))
     assert "saving a checkpoint failed: rank 1 (process " in said, said
     assert len(list(Path("killed").glob("ironmoe-data-*"))) == 2
 
@@ -178,7 +170,7 @@ def one_rank_fails():
 
     if dist.get_rank() == 1:
         dcp.FileSystemWriter.write_data = no_space
-    said = error_of(CheckpointError, lambda: save_checkpoint("full", model))
+    said = raised(CheckpointError, lambda: save_checkpoint("full", model))
     assert "rank 1: " in said, said
     assert "No space left" in said, said
     dcp.FileSystemWriter.write_data = write_data
@@ -191,7 +183,7 @@ def one_rank_fails():
         content[len(content) // 2] ^= 1
         damaged.write_bytes(content)
     dist.barrier()
-    said = error_of(CheckpointError, lambda: load_checkpoint("full", model))
+    said = raised(CheckpointError, lambda: load_checkpoint("full", model))
     assert f"{damaged}: found checksum" in said, said
 
 

@@ -9,18 +9,11 @@ import torch.distributed as dist
 from layers_on_ranks import D, E, F, images, made
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from worlds import raised
 
 from ironmoe.moe import MoE
 from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError, parallelize
 from ironmoe.moe.exchange import errors
-
-
-def raised(kind, call):
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError(f"{kind.__name__} expected")
 
 
 def ranks_that_disagree(mesh, rank):

@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+from layers_on_ranks import whole
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -37,11 +38,6 @@ def optimizer_of(model):
     dense, moe = (block.mlp for block in model.blocks)
     weights = [dense.fc1.weight, moe.router.weight, moe.fc1.weight, moe.fc2.bias]
     return torch.optim.AdamW(weights, lr=1e-2, eps=1e-4)
-
-
-def whole(tensor):
-    tensor = tensor.detach()
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def trained_as_one(kind, sizes, rank):

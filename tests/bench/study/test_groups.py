@@ -15,9 +15,11 @@ from ironmoe.bench.study.work.worker import Task, Worker
 WORLDS = """
 import signal
 import numpy as np
+from functools import partial
 from pathlib import Path
 from rich.console import Console
 from small_study import options
+from worlds import torchrun
 from ironmoe.bench.common import processes
 from ironmoe.bench.common.errors import clear_errors
 from ironmoe.bench.data.in_memory import ImageData
@@ -41,45 +43,29 @@ def study(name, size, **changes):
             said.write(f"{type(error).__name__}: {error}")
             raise
 
-def in_world(world, work):
-    "The exit codes of as many processes, which find each other as torchrun lets them."
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port),
-                   "WORLD_SIZE": str(world), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    children = []
-    for number in range(world):
-        children.append(os.fork())
-        if not children[-1]:
-            os.environ["RANK"] = str(number)
-            try:
-                work()
-            except BaseException:
-                os._exit(3)
-            os._exit(0)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
 MEASURED = ("clean", "expert use", "derivative", "top experts", "interventions", "curve")
-assert in_world(1, lambda: study("one", 1)) == [0]
+assert torchrun(1, lambda rank: study("one", 1)) == [0]
 for world, size, measured in ((1, 1, MEASURED[:1]), (4, 2, MEASURED[:-1]), (1, 1, MEASURED)):
-    assert in_world(world, lambda: study("mixed", size, measurements=measured)) == [0] * world
+    went_on = torchrun(world, lambda rank: study("mixed", size, measurements=measured))
+    assert went_on == [0] * world
 
-def dying(rank):
+def dying(rank, own):
     logits, calls = Subject.logits, []
     def logits_or_death(subject, *arguments):
         calls.append(1)
-        if int(os.environ["RANK"]) == rank and len(calls) == 2:
+        if own == rank and len(calls) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return logits(subject, *arguments)
     Subject.logits = logits_or_death
     study(f"killed {rank}", 2, arms=("E4",), measurements=("clean", "interventions"))
 
 for rank in (0, 1):
-    assert sorted(in_world(2, lambda: dying(rank))) == [-9, 3]
+    assert sorted(torchrun(2, partial(dying, rank))) == [-signal.SIGKILL, 1]
 
-def failing():
+def failing(rank):
     study("failed", 2, training=options(few, "").training._replace(batch_size=5000))
 
-assert in_world(2, failing) == [3, 3]
+assert torchrun(2, failing) == [1, 1]
 """
 
 PIECES = {

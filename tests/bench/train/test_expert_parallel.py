@@ -7,7 +7,8 @@ import signal
 import torch._dynamo  # an optimizer imports it
 from ironmoe.attacks.training import AWP, PGDAT, TRADES, Alternating, Free
 from ironmoe.bench.train.blocks import checkpoint_blocks
-from trainings_on_ranks import Training, in_both, still
+from trainings_on_ranks import Training, still
+from worlds import torchrun
 """
 
 TRAINING = """
@@ -138,10 +139,10 @@ after_an_epoch(lambda: shutil.copytree("alone", "to-both"))  # as if it had ende
 command("alone", "--no-attack")
 Trainer._write = write
 # the second process may find the first one gone before it kills itself
-ends = in_both(lambda number: killed(number, "to-one", *SHARED))
-assert signal.SIGKILL in ends and all(ends)
+ends = torchrun(2, lambda number: killed(number, "to-one", *SHARED))
+assert -signal.SIGKILL in ends and all(ends)
 command("to-one", "--no-attack")
-assert in_both(lambda number: command("to-both", *SHARED, "--fsdp")) == [0, 0]
+assert torchrun(2, lambda number: command("to-both", *SHARED, "--fsdp")) == [0, 0]
 assert os.path.exists("to-both/attack/report.json"), "the same processes attack it"
 
 alone, curves = load_file("alone/model.safetensors"), numbers_of("alone")
