@@ -35,8 +35,7 @@ def optimizer_of(model):
     """Of a weight of each kind, for the same reason: with all weights, AdamW would be most of the
     time. eps is large, so that a gradient that is 0 but for its rounding makes no step.
     """
-    dense, moe = (block.mlp for block in model.blocks)
-    weights = [dense.fc1.weight, moe.router.weight, moe.fc1.weight, moe.fc2.bias]
+    weights = [block.mlp.fc1.weight for block in model.blocks]  # of a dense block, of experts
     return torch.optim.AdamW(weights, lr=1e-2, eps=1e-4)
 
 

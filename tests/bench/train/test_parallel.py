@@ -79,7 +79,7 @@ CASES = {  # the method, the number of parts
     "alternating": (lambda model: Alternating(model, 0.1, steps=1), 2),
     "Free": (lambda model: Free(model, 0.1, replays=2), 4),
 }
-STEPS, MORE = range(3), range(3, 5)
+STEPS, MORE = range(2), range(2, 3)
 found = {}
 for name, (make_method, parts) in CASES.items():
     for fsdp in (False, True):
