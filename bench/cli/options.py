@@ -1,7 +1,7 @@
 """Options that several commands share, and the checks on them."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +34,15 @@ def bounded(
         return value
 
     return typer.Option(*names, callback=check, help=text)
+
+
+def refuse(ctx: typer.Context, options: Iterable[str], why: str) -> None:
+    """Raises typer.BadParameter: one of these options was given, and would have no use."""
+    for name in options:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            spelled = next(o.opts[0] for o in ctx.command.params if o.name == name)
+            raise typer.BadParameter(f"{why}, got {spelled}, too")
 
 
 Data = Annotated[

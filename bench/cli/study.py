@@ -16,6 +16,7 @@ from ironmoe.bench.cli.options import (
     announce,
     announce_radii,
     bounded,
+    refuse,
 )
 from ironmoe.bench.common.choices import chosen_names
 from ironmoe.bench.common.errors import clear_errors
@@ -182,14 +183,14 @@ def study(
 
         if from_:
             others = [name for name in ctx.params if name not in WITH_FROM]
-            _refuse(ctx, others, "--from goes together with --out alone")
+            refuse(ctx, others, "--from goes together with --out alone")
             if is_first_process():
                 join_studies(from_, out, console)
             return
         if number_started() > 1:
-            _refuse(ctx, ("processes",), "torchrun says how many processes there are")
+            refuse(ctx, ("processes",), "torchrun says how many processes there are")
         if model:
-            _refuse(ctx, OF_LADDER, "--model takes the place of the ladder")
+            refuse(ctx, OF_LADDER, "--model takes the place of the ladder")
 
         pipeline = pipeline_of_all(model) if model else None
         loaded = load_data(data, image_size, skip_bad, pipeline=pipeline)
@@ -225,14 +226,6 @@ def _train_eps(text: str) -> float:
     if not 0.01 <= radius <= 255:
         raise typer.BadParameter(f"--train-eps must be from 0.01 to 255, got {text}")
     return radius
-
-
-def _refuse(ctx: typer.Context, options: Iterable[str], why: str) -> None:
-    """Raises typer.BadParameter: one of these options was given, and would have no use."""
-    for name in options:
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"{why}, got --{name.replace('_', '-')}, too")
 
 
 def _chosen(option: str, names: str | None, known: Iterable[str]) -> tuple[str, ...]:

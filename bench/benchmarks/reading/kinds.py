@@ -77,7 +77,8 @@ def _by_implementation(row: Row) -> list[Row]:
 
 
 def _by_mode(row: Row) -> list[Row]:
-    """``bench offload`` has the figures of all modes in one row."""
+    """``bench offload`` and ``bench scale --throughput`` have the figures of all modes in one
+    row."""
     figures = {name: value for name, value in row.items() if isinstance(value, Mapping)}
     milliseconds = figures.get("milliseconds", {})
     return [
@@ -190,6 +191,15 @@ KINDS = (
             plain("peak_mb", "MB", SIZE),
             plain("weights_mb", "MB", SIZE),
         ),
+        split=_by_mode,
+    ),
+    Kind(
+        "bench scale throughput",
+        frozenset({"layer", "pass", "milliseconds", "tokens_per_second"}),
+        ("layer", "pass", "mode"),
+        "mode",
+        "mode",
+        (measured("ms", "ms", TIME),),
         split=_by_mode,
     ),
     Kind(

@@ -26,14 +26,14 @@ LONGEST = 300  # seconds of all that is asked for
 T = TypeVar("T")
 
 
-def in_fresh_process(module: str, option: str) -> Any:
-    """What a module prints as JSON when it runs as a program. A fresh process has no threads yet,
-    so that copies can be made of it.
+def in_fresh_process(module: str, option: str, *arguments: str) -> Any:
+    """What a module prints as JSON when it runs as a program with these arguments. A fresh process
+    has no threads yet, so that copies can be made of it.
 
     Raises:
         UserError: it failed, or did not come to its end. ``option`` is what the user asked for.
     """
-    command = [sys.executable, "-m", module]
+    command = [sys.executable, "-m", module, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
     except subprocess.TimeoutExpired:

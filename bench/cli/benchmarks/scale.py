@@ -1,15 +1,34 @@
 """``ironmoe bench scale``: reads its options and calls ``benchmarks/scale``."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ironmoe.bench.cli.benchmarks.rows_options import Format, Shapes, notes_console
-from ironmoe.bench.cli.options import bounded
+from ironmoe.bench.cli.benchmarks.rows_options import Again, Format, Shapes, notes_console
+from ironmoe.bench.cli.options import bounded, refuse
 from ironmoe.bench.common.errors import clear_errors
+
+COMPUTED = (
+    "parts",
+    "shapes",
+    "tokens",
+    "shared",
+    "layers",
+    "ranks",
+    "gpus",
+    "imbalance",
+    "gpu",
+    "node",
+    "nvlink_gbs",
+    "network_gbs",
+    "memory_gb",
+)
+OF_ROWS = ("out", "again")
 
 
 def bench_scale(
+    ctx: typer.Context,
     parts: Annotated[
         str,
         typer.Option(
@@ -66,14 +85,21 @@ def bench_scale(
             "out over two.",
         ),
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the rows of --throughput, as JSON, written after each. By default "
+            "runs/…/rows.json."
+        ),
+    ] = None,
+    again: Again = False,
     form: Format = None,
 ) -> None:
     r"""Compute what expert parallelism costs, when it pays, and what memory a rank needs.
 
     All figures come from bytes, FLOPs and data sheets; nothing is measured, but for --check and
-    --throughput. Without --shapes the
-    layers are those of V-MoE-L/16, V-MoE-H/14 and DeepSeek-V3, and memory is that of the papers'
-    whole models.
+    --throughput. Without --shapes the layers are those of V-MoE-L/16, V-MoE-H/14 and DeepSeek-V3,
+    and memory is that of the papers' whole models.
 
     Examples:
 
@@ -93,6 +119,11 @@ def bench_scale(
         from ironmoe.bench.reports.formats import checked_format
 
         form = checked_format(form)
+        if check or throughput:
+            others = (*COMPUTED, "throughput") if check else COMPUTED
+            refuse(ctx, others, f"--{'check' if check else 'throughput'} has layers of its own")
+        if not throughput:
+            refuse(ctx, OF_ROWS, "only the rows of --throughput are kept")
         if check:
             from ironmoe.bench.benchmarks.scale.check import run_check
 
@@ -101,7 +132,7 @@ def bench_scale(
         if throughput:
             from ironmoe.bench.benchmarks.scale.throughput import run_throughput
 
-            run_throughput(console, form)
+            run_throughput(console, out=out, again=again, form=form)
             return
         found, links = gpu_with_links(gpu)
         settings = ScaleSettings(

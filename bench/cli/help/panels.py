@@ -46,7 +46,7 @@ PANELS: dict[str, dict[str, str]] = {
         "Layers": "shapes tokens shared layers",
         "Ranks": "ranks gpus node imbalance",
         "Machine": "gpu nvlink_gbs network_gbs memory_gb",
-        "Output": "form",
+        "Output": "out again form",
     },
     "bench training": {
         "What is measured": "parts data",

@@ -2,6 +2,8 @@
 processes. All cases run in one command, because imports take longer than the layers."""
 
 import json
+import subprocess
+import sys
 from copy import deepcopy
 
 import pytest
@@ -63,12 +65,56 @@ def test_a_process_that_fails_is_one_clear_error(monkeypatch):
         gloo.counted_rows()
 
 
-def test_throughput_is_printed_beside_the_largest_error(monkeypatch):
-    rates = {way: 1000.0 * (1 + number) for number, way in enumerate(throughput.WAYS)}
-    rows = [{"pass": name, **rates, "largest error": 2e-7} for name in (INFERENCE, DX, FULL)]
-    monkeypatch.setattr(throughput, "in_fresh_process", lambda *_: rows)
-    command = ["bench", "scale", "--throughput"]
+# a small layer, and few rounds
+MEASURE = """
+import json, sys
+from ironmoe.bench.benchmarks.scale import throughput
+from ironmoe.bench.benchmarks.scale.forked import on_each_rank
+
+throughput.TOKENS, throughput.DIM, throughput.HIDDEN, throughput.ROUNDS = 8, 16, 24, 3
+print(json.dumps(on_each_rank(throughput._of_argument, 2)))
+"""
+
+
+def test_throughput_is_measured_kept_and_printed(tmp_path, monkeypatch):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, DX], capture_output=True, text=True, check=True
+    )
+    first, _ = json.loads(done.stdout)
+    assert 0 <= first["largest_error"] < 1e-5 and first["rounds"] == 3
+    for way in throughput.WAYS:
+        assert 0 < first["fastest"][way] <= first["milliseconds"][way]
+        rate = 8 / first["milliseconds"][way] * 1e3
+        assert first["tokens_per_second"][way] == pytest.approx(rate)
+    assert throughput._is_whole(first)
+
+    asked = []
+    row = first | {"ratio": [1.25, 1.5, 1.75], "largest_error": 2e-7}
+    row["tokens_per_second"] = dict(zip(throughput.WAYS, (1000.0, 2000.0, 3000.0), strict=True))
+    monkeypatch.setattr(throughput, "in_fresh_process", lambda *args: asked.append(args[-1]) or row)
+    file = tmp_path / "rows.json"
+    command = ["bench", "scale", "--throughput", "--out", str(file)]
     output = " ".join(CliRunner().invoke(app, command, env={"COLUMNS": "120"}).output.split())
-    assert f"{DX} 1000 2000 3000 1.50" in output
+    assert "1,000 │ 2,000 │ 3,000 │ 1.50 (1.25 to 1.75)" in output
     assert "differ from those of one by 2e-07 at most" in output
-    assert json.loads(CliRunner().invoke(app, [*command, "--format", "json"]).stdout) == rows
+    assert [row["pass"] for row in json.loads(file.read_text())["rows"]] == [INFERENCE, DX, FULL]
+
+    # what is there is not measured again
+    found = json.loads(CliRunner().invoke(app, [*command, "--format", "json"]).stdout)
+    assert [row["ratio"][1] for row in found] == [1.5] * 3 and asked == [INFERENCE, DX, FULL]
+    CliRunner().invoke(app, [*command, "--again"])
+    assert len(asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--throughput", "--ranks", "2"], "--throughput has layers of its own, got --ranks"),
+        (["--check", "--ranks-a-node", "2"], "--check has layers of its own, got --ranks-a-node"),
+        (["--check", "--throughput"], "got --throughput, too"),
+        (["--out", "rows.json"], "only the rows of --throughput are kept, got --out, too"),
+    ],
+)
+def test_options_that_would_have_no_use_are_errors(options, words):
+    result = CliRunner().invoke(app, ["bench", "scale", *options], env={"COLUMNS": "120"})
+    assert result.exit_code and words in " ".join(result.output.split())

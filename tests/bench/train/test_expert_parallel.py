@@ -79,7 +79,8 @@ if rank == 0:
 
 # The command ends after the first epoch, and goes on with another number of processes.
 COMMAND = """
-import json, shutil
+import io, json, shutil
+from contextlib import redirect_stdout
 from functools import partial
 import numpy as np
 from safetensors.torch import load_file
@@ -126,8 +127,10 @@ def after_an_epoch(do):
             do()
     Trainer._write = write_and_do
 
-def killed(number, out, *options):
-    after_an_epoch(lambda: os.kill(os.getpid(), signal.SIGKILL))
+def second_is_killed(number, out, *options):
+    if number == 1:
+        after_an_epoch(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    os.dup2(os.open(f"{out}-{number}.txt", os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
     command(out, *options)
 
 def numbers_of(out):
@@ -138,10 +141,16 @@ SHARED = ("--expert-parallel", "2")
 after_an_epoch(lambda: shutil.copytree("alone", "to-both"))  # as if it had ended then
 command("alone", "--no-attack")
 Trainer._write = write
-# the second process may find the first one gone before it kills itself
-ends = torchrun(2, lambda number: killed(number, "to-one", *SHARED))
-assert -signal.SIGKILL in ends and all(ends)
-command("to-one", "--no-attack")
+first, second = torchrun(2, lambda number: second_is_killed(number, "to-one", *SHARED, "--fsdp"))
+assert second == -signal.SIGKILL and first == 2
+with open("to-one-0.txt") as file:
+    said = " ".join(file.read().split())
+assert "rank 1 (process " in said and "ended. What was finished is saved" in said, said
+with redirect_stdout(io.StringIO()) as shown:
+    command("to-one", "--no-attack")
+said = " ".join(shown.getvalue().split())
+assert "measured with expert_parallel: 2 there, 1 now; processes: 2 there, 1 now." in said, said
+assert said.count("2 there, 1 now") == 2, said
 assert torchrun(2, lambda number: command("to-both", *SHARED, "--fsdp")) == [0, 0]
 assert os.path.exists("to-both/attack/report.json"), "the same processes attack it"
 
