@@ -22,6 +22,7 @@ LAYERS = {
     "all experts": lambda: MoE(D, F, E, E, router=TopKRouter(D, E, E, renormalize=True, **QUIET)),
     "gated": lambda: MoE(D, F, E, 2, activation="swiglu"),
     "recomputed": lambda: MoE(D, F, E, 2, recompute=True),
+    "rounded": lambda: MoE(D, F, E, 2, dispatch_dtype=torch.bfloat16),
     "shared": lambda: MoE(D, F, E, 2, shared_dim=F, shared_gate=True),
     "capacity": lambda: MoE(D, F, E, 2, capacity=Capacity(0.5, images_per_group=1)),
     "expert choice": lambda: MoE(D, F, E, router=ExpertChoiceRouter(D, E, images_per_group=1)),

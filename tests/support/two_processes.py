@@ -1,11 +1,9 @@
 """Runs a program in several processes that know each other through gloo. It is a program of its
 own, because a test process may have threads, which a fork does not survive."""
 
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
+
+from fork_server import run_forked
 
 BEGIN = """
 import os, sys, torch, torch.distributed as dist
@@ -38,17 +36,7 @@ def run_in_processes(number, program, folder, *arguments, before=""):
     tests/support. It fails where one of the processes does."""
     begin = BEGIN.replace("{before}", before).replace("{processes}", str(number))
     (folder / "program.py").write_text(begin + program + END)
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "program.py", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_forked(folder / "program.py", folder, *arguments)
 
 
 run_in_two_processes = partial(run_in_processes, 2)

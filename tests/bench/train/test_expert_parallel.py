@@ -7,7 +7,8 @@ import signal
 import torch._dynamo  # an optimizer imports it
 from ironmoe.attacks.training import AWP, PGDAT, TRADES, Alternating, Free
 from ironmoe.bench.train.blocks import checkpoint_blocks
-from trainings_on_ranks import Training, in_both, still
+from trainings_on_ranks import Training, still
+from worlds import torchrun
 """
 
 TRAINING = """
@@ -22,16 +23,17 @@ CASES = {  # the method, the number of parts, further options
 }
 # the weights move along the gradient of the parts of all processes: here along that of the batch
 perturbing = lambda model: AWP(PGDAT(still(model), 0.1, steps=1, start="clean"), gamma=0.1)
-STEPS, MORE = range(2), range(2, 4)
+STEPS, MORE = range(2), range(2, 3)
 # which one goes on, with how many parts; where it is alone, with how many
 going_on, parts_in_all, parts_alone = ("Free", CASES["Free"][0]), 4, 4
 SHARED = {"shared": {"expert_parallel": 2}, "sharded": {"expert_parallel": 2, "fsdp": True}}
+resumed = SHARED | {"copied": {}}
 if world > 2:  # each of two pairs has all experts; that is all there is to see
-    CASES, MORE = {}, range(2, 3)
-    going_on, parts_alone = ("AWP", perturbing), 1
+    CASES, STEPS, MORE = {}, range(1), range(1, 2)
+    going_on, parts_alone, resumed = ("AWP", perturbing), 1, SHARED
 
 def kinds_of(name):  # FSDP2 takes long, and most methods do not know of it
-    return [kind for kind in SHARED if kind == "shared" or name in ("PGD-AT", "Free")]
+    return SHARED if name == "Free" else ["shared"]
 
 found, numbers = {}, {}
 
@@ -51,7 +53,7 @@ assert rank == 0 or not found["AWP", "sharded"][1]["model"], "process 0 alone ha
 
 # what one kind of training has saved goes on in another
 before = {"shared": "sharded", "sharded": "shared", "copied": "shared"}
-for kind, options in (SHARED | {"copied": {}}).items():
+for kind, options in resumed.items():
     training = Training(going_on[1], parts_in_all, **options)
     training.load(found[going_on[0], before[kind]][1], numbers[going_on[0]])
     run("resumed", kind, training, MORE)
@@ -72,21 +74,26 @@ if rank == 0:
     compare("AWP", Training(perturbing, 1), SHARED)
     training = Training(going_on[1], parts_alone)
     training.load(found[going_on[0], "shared"][1], numbers[going_on[0]])
-    compare("resumed", training, before, MORE)
+    compare("resumed", training, resumed, MORE)
 """
 
-# The command is killed after the first epoch, and goes on with another number of processes.
+# The command ends after the first epoch, and goes on with another number of processes.
 COMMAND = """
-import io
-import json
+import io, json, shutil
 from contextlib import redirect_stdout
+from functools import partial
 import numpy as np
 from safetensors.torch import load_file
+from ironmoe.bench.attack import report
 from ironmoe.bench.cli.app import app
+from ironmoe.bench.train import run as command_run
 from ironmoe.bench.train.report import page
 from ironmoe.bench.train.trainer import Trainer
 
-page.draw_training = lambda facts: {}
+# pictures, and an attack of many steps with its checks, would take most of the time
+page.draw_training = report.draw_evaluation = lambda facts: {}
+command_run.Suite = partial(command_run.Suite, steps=2)
+command_run.AttackOptions = partial(command_run.AttackOptions, checks=False)
 labels = np.arange(40) % 4
 pictures = np.random.default_rng(0).random((4, 8, 8))
 np.savez("set.npz", images=pictures[labels] * 0.9, labels=labels)
@@ -94,8 +101,12 @@ with open("tiny.py", "w") as file:
     file.write('''
 from ironmoe.moe import VMoE
 
+class Wide(VMoE):  # in float64, so that nothing depends on the order of sums
+    def forward(self, x):
+        return super().forward(x.double())
+
 def model():
-    return VMoE(8, 4, 16, 2, 2, 16, 4, moe_layers=(1,), num_experts=4, channels=1)
+    return Wide(8, 4, 16, 2, 2, 16, 4, moe_layers=(1,), num_experts=4, channels=1).double()
 ''')
 sys.path.insert(0, os.getcwd())
 words = ("train --data set.npz --model tiny:model --device cpu --batch-size 16 --eps 16 --steps 1 "
@@ -108,13 +119,17 @@ def command(out, *options):
         if done.code:
             os._exit(done.code)
 
-def killed(number, out, *options, which=(0, 1)):
-    write = Trainer._write
-    def write_and_end(trainer):
+write = Trainer._write
+def after_an_epoch(do):
+    def write_and_do(trainer):
         write(trainer)
-        if trainer.numbers["epoch"] == 1 and number in which:
-            os.kill(os.getpid(), signal.SIGKILL)
-    Trainer._write = write_and_end
+        if trainer.numbers["epoch"] == 1:
+            do()
+    Trainer._write = write_and_do
+
+def second_is_killed(number, out, *options):
+    if number == 1:
+        after_an_epoch(lambda: os.kill(os.getpid(), signal.SIGKILL))
     os.dup2(os.open(f"{out}-{number}.txt", os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
     command(out, *options)
 
@@ -123,9 +138,11 @@ def numbers_of(out):
         return json.load(file)["curves"]
 
 SHARED = ("--expert-parallel", "2")
+after_an_epoch(lambda: shutil.copytree("alone", "to-both"))  # as if it had ended then
 command("alone", "--no-attack")
-first, second = in_both(lambda number: killed(number, "to-one", *SHARED, "--fsdp", which=(1,)))
-assert second == signal.SIGKILL and os.waitstatus_to_exitcode(first) == 2
+Trainer._write = write
+first, second = torchrun(2, lambda number: second_is_killed(number, "to-one", *SHARED, "--fsdp"))
+assert second == -signal.SIGKILL and first == 2
 with open("to-one-0.txt") as file:
     said = " ".join(file.read().split())
 assert "rank 1 (process " in said and "ended. What was finished is saved" in said, said
@@ -134,21 +151,17 @@ with redirect_stdout(io.StringIO()) as shown:
 said = " ".join(shown.getvalue().split())
 assert "measured with expert_parallel: 2 there, 1 now; processes: 2 there, 1 now." in said, said
 assert said.count("2 there, 1 now") == 2, said
-
-# the second process may find the first one gone before it kills itself
-ends = in_both(lambda number: killed(number, "to-both"))
-assert signal.SIGKILL in ends and all(ends)
-assert in_both(lambda number: command("to-both", *SHARED, "--fsdp")) == [0, 0]
+assert torchrun(2, lambda number: command("to-both", *SHARED, "--fsdp")) == [0, 0]
 assert os.path.exists("to-both/attack/report.json"), "the same processes attack it"
 
 alone, curves = load_file("alone/model.safetensors"), numbers_of("alone")
 for out in ("to-one", "to-both"):
     other = load_file(f"{out}/model.safetensors")
     assert alone.keys() == other.keys()
-    for name in alone:  # the last bits of float32 differ, as under FSDP2
-        torch.testing.assert_close(other[name], alone[name], rtol=1e-4, atol=1e-4, msg=name)
+    for name in alone:  # AdamW magnifies the rounding of a gradient that is 0
+        torch.testing.assert_close(other[name], alone[name], rtol=1e-6, atol=1e-8, msg=name)
     for own, want in zip(numbers_of(out), curves, strict=True):
-        assert abs(own["loss"] - want["loss"]) < 1e-4 and own["epoch"] == want["epoch"]
+        assert abs(own["loss"] - want["loss"]) < 1e-6 and own["epoch"] == want["epoch"]
 """
 
 

@@ -22,7 +22,8 @@ from ironmoe.bench.common.processes import OWN, processes
 from ironmoe.bench.train.gradients import MeanGradients
 from ironmoe.bench.train.parallel import average_running_statistics, prepared
 from ironmoe.moe.distributed import clip_grad_norm_
-from trainings_on_ranks import CPU, Training, images, in_both, make, still
+from trainings_on_ranks import CPU, Training, images, make, still
+from worlds import torchrun
 """
 
 TRAINING = """
@@ -78,7 +79,7 @@ CASES = {  # the method, the number of parts
     "alternating": (lambda model: Alternating(model, 0.1, steps=1), 2),
     "Free": (lambda model: Free(model, 0.1, replays=2), 4),
 }
-STEPS, MORE = range(3), range(3, 5)
+STEPS, MORE = range(2), range(2, 3)
 found = {}
 for name, (make_method, parts) in CASES.items():
     for fsdp in (False, True):
@@ -156,7 +157,7 @@ for kind in ("raised", "killed", "raised by all"):
             with open(f"{kind}-{number}", "w") as file:
                 file.write(f"{type(error).__name__}: {error}")
                 file.write(" (own)" if OWN in getattr(error, "__notes__", ()) else "")
-    in_both(failing)
+    torchrun(2, failing)
 """
 
 # The command, in two processes with one part each, and in one with two.
@@ -189,13 +190,13 @@ command("alone")
 alone = load_file("alone/model.safetensors")
 for options in ((), ("--fsdp",)):
     out = "".join(["both", *options])
-    assert in_both(lambda number: command(out, *options)) == [0, 0]
+    assert torchrun(2, lambda number: command(out, *options)) == [0, 0]
     both = load_file(f"{out}/model.safetensors")
     assert alone.keys() == both.keys()
     close = 1e-4 if options else 0  # FSDP2 may round a last bit in another way
     for name in alone:
         torch.testing.assert_close(both[name], alone[name], rtol=close, atol=close, msg=name)
-assert in_both(tripping_alone) == [0, 0]
+assert torchrun(2, tripping_alone) == [0, 0]
 assert "stopped: the guard of another process tripped" in open("halt/report.html").read()
 """
 

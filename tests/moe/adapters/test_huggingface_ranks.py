@@ -71,10 +71,10 @@ def gradients_of(model):
     return {f"d {n}": full(p.grad) for n, p in model.named_parameters() if p.grad is not None}
 
 def updated(model):
-    '''The norm of the gradients, their bounded values, and the weights after a step of AdamW.'''
+    '''The norm of the gradients, their bounded values, and the weights after a step of SGD, because
+    DTensor would think for a second about those of AdamW, which are all alike.'''
     found = {"norm": clip_grad_norm_(model, 0.5), **gradients_of(model)}
-    # a larger eps than usual, because without it a step is the sign of a gradient
-    torch.optim.AdamW(model.parameters(), eps=1e-4).step()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
     return found | {n: full(p).detach() for n, p in model.named_parameters()}
 
 def step(model, batches, mesh=None):
@@ -108,7 +108,7 @@ def check(name, tolerance=1e-12, dtype=torch.float64, nothing=False):
 # without biases; with shared experts; with biases, transposed and interleaved
 for name in ("mixtral", "qwen2_moe", "gpt_oss"):
     check(name)
-    check(name, 1e-6, torch.float32)
+check("gpt_oss", 1e-6, torch.float32)
 check("mixtral", nothing=True)
 
 # A command gets a model as transformers has it, here inside another module.

@@ -4,9 +4,7 @@ world, because imports take most of the time."""
 from two_processes import run_in_processes
 
 IMPORTS = """
-import torch._dynamo  # an optimizer imports it, and checkpointing
-import torch.distributed.tensor
-import torch.distributed.fsdp
+import torch._dynamo.repro.after_dynamo  # torch.compile imports it
 from pathlib import Path
 from torch.distributed.device_mesh import init_device_mesh
 import faults_on_ranks, layers_on_ranks, meshes_on_ranks

@@ -8,7 +8,7 @@ from two_processes import run_in_two_processes
 from ironmoe.moe.layers.ranks import check_aux_losses
 
 IMPORTS = """
-import torch._dynamo  # an optimizer imports it
+import torch._dynamo.repro.after_dynamo  # torch.compile imports it
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.checkpoint import checkpoint
