@@ -16,7 +16,7 @@ from ironmoe.bench.benchmarks.scale.alternatives import (
     way_ms,
 )
 from ironmoe.bench.benchmarks.scale.exchange import Sent, bytes_between, handed_bytes, sent_rows
-from ironmoe.bench.benchmarks.scale.layers import DEEPSEEK, LAYERS, Layer, World
+from ironmoe.bench.benchmarks.scale.layers import LAYERS, Layer, World
 from ironmoe.bench.benchmarks.scale.links import LINKS, Links, changed, gpu_with_links
 from ironmoe.bench.benchmarks.scale.memory import (
     experts_gb,
@@ -112,17 +112,6 @@ def test_with_few_rows_an_expert_the_reading_of_weights_counts():
         layer_time(decode, World(8), INFERENCE, MACHINE).experts, rel=0.1
     )
     assert times[0] > times[1] > times[2]
-
-
-def test_shared_experts_hide_an_exchange_as_far_as_they_last():
-    none, some, many = (DEEPSEEK._replace(shared=width) for width in (0, 512, 10**6))
-    world = World(8)
-    for pass_name in PASSES:
-        times = [layer_time(layer, world, pass_name, MACHINE) for layer in (none, some, many)]
-        assert times[0].hidden == times[0].shared == 0
-        assert times[1].hidden == times[1].shared < times[1].exchange
-        assert times[2].hidden == times[2].exchange < times[2].shared and times[2].ratio == 0
-        assert times[0].ratio > times[1].ratio > times[2].ratio
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
