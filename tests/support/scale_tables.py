@@ -8,11 +8,17 @@ from pathlib import Path
 
 from ironmoe.bench.benchmarks.gpus import GPUS
 from ironmoe.bench.benchmarks.passes import DX, FULL
+from ironmoe.bench.benchmarks.scale.alternatives import (
+    experts_where_fastest,
+    ranks_until,
+    ranks_where_fastest,
+)
 from ironmoe.bench.benchmarks.scale.layers import LAYERS, World
 from ironmoe.bench.benchmarks.scale.links import LINKS
 from ironmoe.bench.benchmarks.scale.models import MODELS
 from ironmoe.bench.benchmarks.scale.rows import cost_rows, memory_rows, mesh_rows, pays_rows
 from ironmoe.bench.benchmarks.scale.times import Machine
+from ironmoe.bench.benchmarks.scale.ways import FSDP2, REPLICAS
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 H100 = GPUS["h100"]
@@ -92,6 +98,29 @@ def pays():
     )
 
 
+def largest():
+    """How many experts and how many ranks there may be."""
+    columns = ("layer", "pass", "experts, on 8 ranks", "experts, on 64 ranks", "ranks")
+    lines = []
+    for layer in LAYERS:
+        for pass_name in SHOWN:
+            experts = [
+                experts_where_fastest(layer, world, pass_name, MACHINE) for world in worlds(8, 64)
+            ]
+            case = layer, World(1), pass_name, MACHINE
+            ranks = ranks_where_fastest(*case)
+            most = [ranks_until(other, *case) or "never" for other in (FSDP2, REPLICAS)]
+            lines.append((f"`{layer.shape.name}`", pass_name, *map(span, [*experts, ranks]), *most))
+    return markdown((*columns, "faster than FSDP2 up to", "than replicas up to"), lines)
+
+
+def span(ends):
+    """The smallest and the largest number."""
+    if ends is None:
+        return "none"
+    return str(ends[0]) if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
 def memory():
     """Weights and what belongs to them by ranks, and what the MoE layers keep."""
     columns = ("model", "parameters", "for", *map(str, RANKS), "kept by 1", "kept by more")
@@ -139,6 +168,7 @@ TABLES = {
     "links": links,
     "cost": cost,
     "pays": pays,
+    "largest": largest,
     "memory": memory,
     "recipes": recipes,
 }
