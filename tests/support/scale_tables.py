@@ -4,6 +4,7 @@ Write them anew with ``python tests/support/scale_tables.py``.
 """
 
 import re
+from functools import partial
 from pathlib import Path
 
 from ironmoe.bench.benchmarks.gpus import GPUS
@@ -13,7 +14,7 @@ from ironmoe.bench.benchmarks.scale.alternatives import (
     ranks_until,
     ranks_where_fastest,
 )
-from ironmoe.bench.benchmarks.scale.layers import LAYERS, World
+from ironmoe.bench.benchmarks.scale.layers import DEEPSEEK, LAYERS, World
 from ironmoe.bench.benchmarks.scale.links import LINKS
 from ironmoe.bench.benchmarks.scale.models import MODELS
 from ironmoe.bench.benchmarks.scale.rows import cost_rows, memory_rows, mesh_rows, pays_rows
@@ -138,30 +139,27 @@ def memory():
     return markdown(columns, lines)
 
 
-def recipes():
-    """The fastest layout that fits, for each number of GPUs."""
+def recipe(gpus):
+    """The fastest layout of so many GPUs that fits, for each layer and pass."""
     lines = []
-    for gpus in (1, 8, 64):
-        rows = mesh_rows(LAYERS, gpus, World(1), MACHINE)
-        for layer in LAYERS:
-            for pass_name in SHOWN:
-                key = layer.shape.name, pass_name
-                of_case = [row for row in rows if (row["shape"], row["pass"]) == key]
-                best = next((row for row in of_case if row["fastest"]), None)
-                words = ("none fits", "", "") if best is None else layout(best)
-                lines.append((gpus, f"`{layer.shape.name}`", pass_name, *words))
-    return markdown(("GPUs", "layer", "pass", "layout", "ms a layer", "GB"), lines)
+    for layer in (*LAYERS, DEEPSEEK._replace(repeats=1)):
+        rows = mesh_rows([layer], gpus, World(1), MACHINE)
+        layers = f"{layer.repeats} layers" if layer.repeats > 1 else "1 layer"
+        for pass_name in SHOWN:
+            of_pass = [row for row in rows if row["pass"] == pass_name]
+            best = next((row for row in of_pass if row["fastest"]), None)
+            words = ("none fits", "", "") if best is None else layout(best)
+            lines.append((f"`{layer.shape.name}`, {layers}", pass_name, *words))
+    return markdown(("model", "pass", "layout", "ms a layer", "GB a GPU"), lines)
 
 
 def layout(row):
+    """The mesh, by the names of its dimensions."""
     groups = row["gpus"] // row["ranks"]
-    size = "no EP" if row["ranks"] == 1 else f"EP of {row['ranks']}"
-    between = "" if groups == 1 else f", {groups} {named(row['between'])}"
-    return size + between, number(row["layer_ms"]), number(row["memory_gb"])
-
-
-def named(between):
-    return "groups that share weights by FSDP2" if between == "FSDP2" else "replicas"
+    between = "dp" if row["between"] == REPLICAS else "fsdp"
+    sizes = {between: groups, "ep": row["ranks"]}
+    words = " × ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+    return words or "no mesh", number(row["layer_ms"]), number(row["memory_gb"])
 
 
 TABLES = {
@@ -170,7 +168,9 @@ TABLES = {
     "pays": pays,
     "largest": largest,
     "memory": memory,
-    "recipes": recipes,
+    "recipe-1": partial(recipe, 1),
+    "recipe-8": partial(recipe, 8),
+    "recipe-64": partial(recipe, 64),
 }
 
 
