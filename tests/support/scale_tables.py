@@ -84,7 +84,7 @@ def pays():
 
     columns = ("layer", "ranks", "pass", "EP", "FSDP2", "replicas")
     return markdown(
-        (*columns, "faster than FSDP2 up to", "than replicas up to"),
+        (*columns, "tokens, faster than FSDP2", "tokens, faster than replicas"),
         [
             (
                 f"`{row['shape']}`, {row['sizes'][0]} tokens",
@@ -101,7 +101,7 @@ def pays():
 
 def largest():
     """How many experts and how many ranks there may be."""
-    columns = ("layer", "pass", "experts, on 8 ranks", "experts, on 64 ranks", "ranks")
+    columns = ("layer", "pass", "experts, on 8 ranks", "experts, on 64 ranks", "ranks, fastest")
     lines = []
     for layer in LAYERS:
         for pass_name in SHOWN:
@@ -112,7 +112,7 @@ def largest():
             ranks = ranks_where_fastest(*case)
             most = [ranks_until(other, *case) or "never" for other in (FSDP2, REPLICAS)]
             lines.append((f"`{layer.shape.name}`", pass_name, *map(span, [*experts, ranks]), *most))
-    return markdown((*columns, "faster than FSDP2 up to", "than replicas up to"), lines)
+    return markdown((*columns, "ranks, faster than FSDP2", "ranks, faster than replicas"), lines)
 
 
 def span(ends):
@@ -124,7 +124,8 @@ def span(ends):
 
 def memory():
     """Weights and what belongs to them by ranks, and what the MoE layers keep."""
-    columns = ("model", "parameters", "for", *map(str, RANKS), "kept by 1", "kept by more")
+    ranks = ("1 rank", *(f"{number} ranks" for number in RANKS[1:]))
+    columns = ("model", "parameters", "for", *ranks, "kept by 1", "kept by each of several")
     rows = memory_rows(MODELS, worlds(*RANKS), MACHINE)
     found = {(row["model"], row["ranks"]): row for row in rows}
     lines = []
