@@ -25,7 +25,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 H100 = GPUS["h100"]
 MACHINE = Machine(H100, H100.reached, LINKS["h100"])
 SHOWN = (DX, FULL)
-RANKS = (1, 2, 4, 8, 16, 32, 64)
+RANKS = (1, 2, 8, 32, 64)
 USES = (
     ("attack", "attack_gb", "kept_gb"),
     ("training", "training_gb", "kept_training_gb"),
@@ -72,7 +72,7 @@ def cost():
                 number(row["experts_ms"] + row["shared_ms"]),
                 f"{row['ratio']:.0%}",
             )
-            for row in cost_rows(LAYERS, worlds(2, 8, 16), MACHINE)
+            for row in cost_rows(LAYERS, worlds(8, 16), MACHINE)
             if row["pass"] in SHOWN
         ],
     )
