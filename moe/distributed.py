@@ -9,6 +9,7 @@ from ironmoe.moe.parallel.gradients import average_gradients
 from ironmoe.moe.parallel.layers import overflowed_choices
 from ironmoe.moe.parallel.lock_step import in_step
 from ironmoe.moe.parallel.parallelize import parallelize
+from ironmoe.moe.parallel.together import naming_ranks
 from ironmoe.moe.parallel.weights_files import load_weights, save_weights
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "in_step",
     "load_checkpoint",
     "load_weights",
+    "naming_ranks",
     "overflowed_choices",
     "parallelize",
     "save_checkpoint",

@@ -19,6 +19,7 @@ from ironmoe.moe.parallel.lock_step import group_in_step
 from ironmoe.moe.sharded import is_sharded
 
 T = TypeVar("T")
+WHAT = "what processes found"
 
 
 class Shard(NamedTuple):
@@ -49,13 +50,11 @@ class Shard(NamedTuple):
     def gather_objects(self, value: Any) -> list[Any]:
         """The value of every replica, in the order of ranks, on every process."""
         if self.group is not None:
-            each = every_rank().each(value if self.is_first else None, "what processes found")
+            each = every_rank().each(value if self.is_first else None, WHAT)
             return [each[first] for first in self.firsts]
         if self.world == 1:
             return [value]
-        values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
-        return values
+        return every_rank().each(value, WHAT)
 
     def gather(self, records: Records) -> Records:
         """The records of all processes. Of an image that two know, from an earlier run with other

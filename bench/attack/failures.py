@@ -14,7 +14,7 @@ from ironmoe.bench.common.errors import told
 from ironmoe.bench.data.sets import SKIP_BAD
 from ironmoe.bench.models.loaded import LoadedModel
 from ironmoe.moe.checkpoints.errors import CheckpointError
-from ironmoe.moe.exchange.errors import ExchangeError
+from ironmoe.moe.exchange.errors import is_of_exchange
 
 
 @contextmanager
@@ -33,8 +33,7 @@ def explained(loaded: LoadedModel) -> Iterator[None]:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         modules = [frame.f_globals.get("__name__", "") for frame in frames]
 
-        is_of_exchange = any(module.startswith("torch.distributed") for module in modules)
-        if is_of_exchange or isinstance(error, ExchangeError):
+        if is_of_exchange(error):
             raise  # bench.common.processes finds out which process ended, and why
         if isinstance(error, NoGradient):
             has_scores = error.instead == INSTEAD

@@ -31,8 +31,8 @@ from ironmoe.bench.common.processes import Processes, own_device, processes
 from ironmoe.bench.common.radii import all_from_255
 from ironmoe.bench.common.run_folder import NEEDED_BYTES, RunFolder, default_folder
 from ironmoe.bench.models.expert_parallel import (
-    check_experts,
     check_processes,
+    prepare_experts,
     share_out_experts,
 )
 from ironmoe.bench.models.load import load_model
@@ -122,7 +122,7 @@ def _prepared(
         options.suite,
         is_asked=options.overrides.resize is not None or options.overrides.crop is not None,
     )
-    check_experts(loaded.model, loaded.name, options.expert_parallel)
+    prepare_experts(loaded.model, loaded.name, options.expert_parallel)
     check_form(options.save_images, images.shape, options.suite.levels)
     attacks = options.suite.make(loaded.model)
 
@@ -198,7 +198,8 @@ class _Evaluation:
     def begin(self, group: Processes, console: Console) -> Meter:
         """Make or open the folder, in the first process."""
         needed = NEEDED_BYTES + (self._final_bytes if self._keeps_images else 0)
-        folder = RunFolder(self.path, self.settings, needed)
+        parallel = {"processes": group.world, "expert_parallel": self.options.expert_parallel}
+        folder = RunFolder(self.path, self.settings, needed, parallel=parallel)
         console.print(folder.greeting, highlight=False, markup=False)
         return Meter(
             folder,

@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,7 +19,8 @@ import typer
 from torch.distributed.rendezvous import rendezvous
 
 from ironmoe.bench.common.user_error import UserError
-from ironmoe.moe.exchange.errors import ExchangeError
+from ironmoe.moe.exchange.errors import is_of_exchange
+from ironmoe.moe.parallel.together import naming_ranks
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # for slower processes; if one dies, torchrun ends the others
@@ -217,7 +217,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
     )
     # After an error this process stays in the group until it ends: to leave it would be to wait for
     # exchanges that the other processes may never join.
-    with telling_failures(store, rank):
+    with telling_failures(store, rank), naming_ranks():
         yield Processes(rank, world)
     dist.destroy_process_group()
 
@@ -246,7 +246,7 @@ def _other_end(error: Exception, store: Any, rank: int) -> OtherProcessEnded | N
     """What this error means if another process caused it. Else the others are told of it."""
     if isinstance(error, typer.Exit):
         return None
-    if not _is_of_an_exchange(error):
+    if not is_of_exchange(error):
         what = _in_one_line(error)
         with suppress(RuntimeError):  # the process that keeps the store has ended
             store.set(f"{FAILED}/{rank}", what)
@@ -275,14 +275,3 @@ def _first_says_so(error: Exception, store: Any, rank: int) -> bool:
 
 def _in_one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _is_of_an_exchange(error: Exception) -> bool:
-    """Whether it was raised while processes exchanged tensors. DTensors do so by operators."""
-    if isinstance(error, ExchangeError):
-        return True
-    names = [
-        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
-    inside = [name for name in names if name.startswith("torch.distributed")]
-    return isinstance(error, RuntimeError) and names[-1] in (*inside, "torch._ops") and bool(inside)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,29 @@ class RunFolder:
 
     resumed: whether it was there before. To open it again with other settings is an error.
 
-    ``results/sessions.json`` has the ``provenance`` of each call that measured something.
+    ``results/sessions.json`` has the ``provenance`` of each call that measured something, and its
+    ``parallel`` where the command has it.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], needed_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        needed_bytes: int,
+        *,
+        parallel: Mapping[str, int] | None = None,
+    ) -> None:
         """Make the folder, or open it again.
+
+        parallel: how many processes do this call's work, such as {"processes": 4,
+            "expert_parallel": 2}. They are no settings: any number may go on.
 
         Raises:
             OutputError: it cannot be written, its disk has fewer than ``needed_bytes`` left, or it
                 holds other files or another run.
         """
         self.path = path
+        self.parallel = None if parallel is None else dict(parallel)
         self.noted = False
         is_new = not path.exists()
         try:
@@ -105,7 +117,10 @@ class RunFolder:
     def worked(self) -> None:
         """Note that this call measures something, and where and with what it does."""
         if not self.noted:
-            self.write(SESSIONS, [*sessions_of(self.path), provenance()])
+            of_call = provenance()
+            if self.parallel is not None:
+                of_call["parallel"] = self.parallel
+            self.write(SESSIONS, [*sessions_of(self.path), of_call])
             self.noted = True
 
     @property
@@ -113,8 +128,11 @@ class RunFolder:
         """The lines that a command prints when it begins."""
         if not self.resumed:
             return f"Writing to {self.path}/"
-        before = sessions_of(self.path)
-        differing = changes(before[-1], provenance()) if before else []
+        differing = []
+        for before in sessions_of(self.path)[-1:]:
+            differing = changes(before, provenance())
+            if self.parallel is not None and "parallel" in before:
+                differing += _differences(before["parallel"], self.parallel)
         note = f"\nWhat is there was measured with {'; '.join(differing)}." if differing else ""
         return f"Going on in {self.path}/{note}"
 

@@ -5,6 +5,8 @@ from torch import nn
 
 from ironmoe.bench.common.processes import number_started
 from ironmoe.bench.common.user_error import UserError
+from ironmoe.moe import huggingface
+from ironmoe.moe.adapters.huggingface_ranks import patched_experts
 from ironmoe.moe.distributed import parallelize
 from ironmoe.moe.parallel.layers import expert_layers
 
@@ -21,9 +23,12 @@ def check_processes(ranks: int) -> None:
         )
 
 
-def check_experts(model: nn.Module, name: str, ranks: int) -> None:
-    """UserError: the model has no experts, or a layer has a number of them that ``ranks`` does not
-    divide. name: of the model, for people."""
+def prepare_experts(model: nn.Module, name: str, ranks: int) -> None:
+    """Make the model one whose experts can be shared out over ``ranks`` processes.
+
+    UserError: it has no experts, a layer has a number of them that ``ranks`` does not divide, or
+    ironmoe's kernels cannot run them. name: of the model, for people.
+    """
     if ranks == 1:
         return
     layers = expert_layers(model)
@@ -38,6 +43,24 @@ def check_experts(model: nn.Module, name: str, ranks: int) -> None:
                 f"{OPTION} must divide the number of experts of each layer, got {ranks} with "
                 f"{module.num_experts} experts in {layer} of {name}"
             )
+    try:
+        run_on_kernels(model)
+        for module in layers.values():
+            module.expert_modules()
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{OPTION} {ranks} cannot share out the experts of {name}: {error}; leave it out"
+        ) from error
+
+
+def run_on_kernels(model: nn.Module) -> None:
+    """Let the experts of a Hugging Face model run on ironmoe's kernels, which know of other ranks.
+    Outputs stay the same to rounding. A model without such experts stays as it is.
+
+    ImportError, ValueError: as ``ironmoe.moe.huggingface.patch``.
+    """
+    if patched_experts(model):
+        huggingface.patch(model)
 
 
 def share_out_experts(model: nn.Module, ranks: int, device: torch.device, world: int) -> None:

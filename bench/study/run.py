@@ -64,7 +64,10 @@ def run_study(options: StudyOptions, console: Console, *, only_plan: bool = Fals
             _say(announcement(study, make_plan(study)), console)
             return path
 
-        folder = RunFolder(path, options.settings, BYTES_OF_MODEL * options.processes)
+        ranks = options.expert_parallel  # of each of the processes that take models
+        parallel = {"processes": ranks * options.processes, "expert_parallel": ranks}
+        needed = BYTES_OF_MODEL * options.processes
+        folder = RunFolder(path, options.settings, needed, parallel=parallel)
         _say(folder.greeting, console)
         plan = make_plan(study)
         _say(announcement(study, plan), console)

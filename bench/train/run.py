@@ -24,7 +24,7 @@ from ironmoe.bench.common.processes import Processes, own_device, processes
 from ironmoe.bench.common.radii import exact, to_255
 from ironmoe.bench.common.run_folder import RunFolder, default_folder
 from ironmoe.bench.common.train import TrainingError
-from ironmoe.bench.models.expert_parallel import check_experts, check_processes
+from ironmoe.bench.models.expert_parallel import check_processes, prepare_experts
 from ironmoe.bench.models.memory import loading_device
 from ironmoe.bench.reports.cells import counted
 from ironmoe.bench.train.blocks import checkpoint_blocks
@@ -89,7 +89,7 @@ def _prepared(options: TrainOptions, device: torch.device, group: Processes) -> 
     rows = checked_split(options.data, options.recipe, group.world)
     at_first = loading_device(device, expert_parallel=options.expert_parallel)
     trainee = load_trainee(options.model, options.data, options.seed, at_first)
-    check_experts(trainee.model, trainee.name, options.expert_parallel)
+    prepare_experts(trainee.model, trainee.name, options.expert_parallel)
     settings = options.settings(trainee)
     if options.recipe.checkpointing:
         checkpoint_blocks(trainee.model)
@@ -135,7 +135,10 @@ class _Run:
         """Make or open the folder, which is this command's alone until ``held`` is closed."""
         weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         # the state file is written anew beside the former one, and the chosen weights in the end
-        folder = RunFolder(self.path, self.settings, SPACE + (2 * COPIES + 1) * weights)
+        needed = SPACE + (2 * COPIES + 1) * weights
+        ranks = self.options.expert_parallel
+        parallel = {"processes": self.group.world, "expert_parallel": ranks}
+        folder = RunFolder(self.path, self.settings, needed, parallel=parallel)
         held.enter_context(folder.held())
         console.print(folder.greeting, highlight=False, markup=False)
         return folder

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ironmoe.moe.exchange.errors import RanksDisagreeError
 from ironmoe.moe.exchange.group import Group
@@ -83,9 +84,15 @@ def header_of(
 
 
 @lru_cache(maxsize=256)
-def _on_device(header: Header, device: torch.device) -> Tensor:
+def _kept(header: Header, device: torch.device) -> Tensor:
     """(1, H) int64. It is kept, because a CUDA graph cannot copy numbers from the host."""
     return torch.tensor([header], dtype=torch.int64, device=device)
+
+
+def _beside(header: Header, counts: Tensor) -> Tensor:
+    if isinstance(counts, FakeTensor):  # which goes with fake tensors of its own mode alone
+        return torch.tensor([header], dtype=torch.int64, device=counts.device)
+    return _kept(header, counts.device)
 
 
 def told(group: Group, header: Header, counts_PL: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +104,7 @@ def told(group: Group, header: Header, counts_PL: Tensor) -> tuple[Tensor, Tenso
     Returns:
         (headers (P, H), counts (P, L)) of the other ranks, int64, for the experts of this one.
     """
-    own_PH = _on_device(header, counts_PL.device).expand(group.size, -1)
+    own_PH = _beside(header, counts_PL).expand(group.size, -1)
     message_PX = torch.cat([own_PH, counts_PL], dim=1)
     received_PX = torch.empty_like(message_PX)
     one_each = [1] * group.size

@@ -10,6 +10,7 @@ M places for the rows of one rank.
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ class Overflow:
     def add(self, dropped: Tensor, *, layer: int, places: int) -> None:
         """Count the choices () int64 of a pass which its layer has dropped, with M places."""
         if self.total is None:
-            self.total = torch.zeros_like(dropped)
+            self.total = _zero(dropped)
         self.total += dropped  # in place, so that each replay of a CUDA graph adds its own
 
         if may_look(dropped):
@@ -123,7 +124,7 @@ class Overflow:
             warnings.warn(
                 f"{seen - self._said} choices were dropped in layer {layer}, because a rank sends "
                 f"at most max_tokens_per_rank = {places} rows to each rank",
-                stacklevel=2,
+                stacklevel=3,
             )
             self._said = seen
 
@@ -139,10 +140,16 @@ class Overflow:
     def _seen_before(self, total: Tensor) -> int:
         """The total when the last copy of it had come, at no wait; a new copy begins."""
         if self._copy is None:
-            self._copy = torch.zeros((), dtype=total.dtype, pin_memory=total.is_cuda)
+            self._copy = _zero(total, device="cpu", pin_memory=total.is_cuda)
         seen = int(self._copy)
         self._copy.copy_(total, non_blocking=True)
         return seen
+
+
+def _zero(like: Tensor, **options: Any) -> Tensor:
+    """A number that a pass may change whether it runs in inference mode or not."""
+    with torch.inference_mode(False):
+        return torch.zeros_like(like, **options)
 
 
 def _is_captured(tensor: Tensor) -> bool:

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,9 @@ import torch.distributed as dist
 
 GRACE_SECONDS = 5.0  # survivors of a rank that has ended notice it within these
 KEY = "ironmoe/ended"
+
+# the modules of torch that call what exchanges data
+_EXCHANGES = ("torch.distributed.distributed_c10d", "torch.distributed._functional_collectives")
 
 
 class ExchangeError(RuntimeError):
@@ -84,6 +88,31 @@ def naming_missing(members: Sequence[Member], what: str) -> Iterator[None]:
             raise
         missing = missing_among(members)
         raise ExchangeError(f"{what} failed: {missing}. ({error})", missing) from error
+
+
+@contextmanager
+def naming_missing_at(members: Sequence[Member], what: str) -> Iterator[None]:
+    """``naming_missing`` for a block that does other work, too: errors of that stay as they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_of_exchange(error):
+            raise
+        with naming_missing(members, what):
+            raise
+
+
+def is_of_exchange(error: BaseException) -> bool:
+    """Whether it was raised while processes exchanged something. gloo has no class for its errors;
+    they name the file of gloo."""
+    if isinstance(error, ExchangeError | dist.DistError):
+        return True
+    if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+        return False
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    modules = [frame.f_globals.get("__name__", "") for frame in frames]
+    callers = [name for name in modules if name != "torch._ops"]  # operators are called by it
+    return callers[-1:] in ([name] for name in _EXCHANGES) or "/gloo/" in str(error)
 
 
 def missing_among(members: Sequence[Member]) -> str:

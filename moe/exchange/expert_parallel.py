@@ -30,14 +30,14 @@ class ExpertParallel:
         group: the ranks.
         num_experts: E of the whole layer.
         place: the number of the layer and of its model, the same on every rank.
-        divide_gradients: divide the gradients of the experts by P. They are those of the tokens of
-            all ranks; divided, they are the mean over ranks, as data parallelism makes it of all
-            other weights.
+        gradients: of the experts. They are those of the tokens of all ranks: their "sum", or
+            divided by P, the "mean" over ranks, as data parallelism makes it of all other weights.
         max_tokens_per_rank: how many rows a rank sends at most to each rank; None: as many as there
             are.
 
     Attributes:
         tokens_are_replicated: whether all ranks have the same tokens; else each has its own.
+        every_row_travels: whether ``max_tokens_per_rank`` does not count for now.
         copies: the ranks that have the same experts as this one, where nobody averages their
             gradients; else None.
         overflow: how many choices of this rank found no place in the buffers of
@@ -50,15 +50,16 @@ class ExpertParallel:
         num_experts: int,
         *,
         place: Place | None = None,
-        divide_gradients: bool = True,
+        gradients: str = "mean",
         max_tokens_per_rank: int | None = None,
     ) -> None:
         self.group = group
         self.num_experts = num_experts
         self.place = place or Place()
-        self.divide_by = group.size if divide_gradients else 1
+        self.gradients = gradients
         self.max_tokens_per_rank = max_tokens_per_rank
         self.tokens_are_replicated = False
+        self.every_row_travels = False
         self.copies: Group | None = None
         self.overflow = Overflow()
 
@@ -81,7 +82,8 @@ class ExpertParallel:
             )
         if weight is None or not hasattr(weight, "to_local"):
             return weight
-        return local_part(weight, 1 if self.tokens_are_replicated else self.divide_by)
+        is_mean = self.gradients == "mean" and not self.tokens_are_replicated
+        return local_part(weight, self.group.size if is_mean else 1)
 
     def __call__(
         self,
@@ -126,31 +128,32 @@ class ExpertParallel:
             out_RD = experts(rows_RD.to(computed_in), own)
             return out_RD if travel_dtype is None else out_RD.to(travel_dtype)
 
+        most = None if self.every_row_travels else self.max_tokens_per_rank
         header = header_of(
             sent_TD,
             place=self.place,
-            bounded=self.max_tokens_per_rank,
+            bounded=most,
             weights_need_grad=weights_need_grad,
         )
-        if self.max_tokens_per_rank is None:
+        if most is None:
             out_RD, plan = dropless(self.group, header, sent_TD, plan, rounded, meanwhile)
         else:
             out_RD, plan, dropped = bounded(
                 self.group, header, sent_TD, routing.experts, plan, rounded, meanwhile
             )
-            self.overflow.add(dropped, layer=self.place.layer, places=self.max_tokens_per_rank)
+            self.overflow.add(dropped, layer=self.place.layer, places=most)
         return combined(out_RD.to(computed_in), routing, plan)
 
     def __deepcopy__(self, _: Any) -> "ExpertParallel":
-        """A copy of a layer exchanges with the same ranks and has dropped nothing yet."""
+        """A copy of a layer exchanges with the same ranks. It has dropped nothing yet, and it is in
+        no block that its model is in."""
         same = ExpertParallel(
             self.group,
             self.num_experts,
             place=self.place,
-            divide_gradients=self.divide_by > 1,
+            gradients=self.gradients,
             max_tokens_per_rank=self.max_tokens_per_rank,
         )
-        same.tokens_are_replicated = self.tokens_are_replicated
         same.copies = self.copies
         return same
 

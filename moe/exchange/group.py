@@ -1,5 +1,6 @@
 """The processes that share the experts of a layer."""
 
+from datetime import timedelta
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -40,6 +41,7 @@ class Group:
         self.process_group = process_group
         self.rank = dist.get_rank(process_group)
         self.size = dist.get_world_size(process_group)
+        wait_as_long_as_all(process_group)
         self.members = members or members_of(process_group)
 
     def global_rank(self, rank: int) -> int:
@@ -120,3 +122,26 @@ class Group:
             "a layer with expert parallelism belongs to the processes that made it and cannot be "
             "pickled: save its weights (ironmoe.moe.distributed.save_weights, or torch's DCP)"
         )
+
+
+def timeout_of_all() -> timedelta | None:
+    """The timeout that ``init_process_group`` was given; None where its backend does not tell."""
+    return timeout_of(dist.group.WORLD)
+
+
+def wait_as_long_as_all(process_group: Any) -> None:
+    """Give a process group for which nobody has chosen a timeout that of ``init_process_group``.
+    torch gives the groups of a ``DeviceMesh`` its default, which is half an hour for gloo."""
+    c10d: Any = dist.distributed_c10d
+    told, own = timeout_of_all(), timeout_of(process_group)
+    was_chosen = own not in (c10d.default_pg_timeout, c10d.default_pg_nccl_timeout)
+    if told not in (None, own) and not was_chosen and hasattr(c10d, "_set_pg_timeout"):
+        c10d._set_pg_timeout(told, process_group)
+
+
+def timeout_of(process_group: Any) -> timedelta | None:
+    """That of a process group; None where its backend does not tell. All backends of a group are
+    given the same."""
+    device = process_group._device_types[0]
+    options = getattr(process_group._get_backend(device), "options", None)
+    return getattr(options, "_timeout", None)

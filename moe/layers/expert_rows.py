@@ -43,7 +43,10 @@ def expert_rows(
         w_out = w_out.to(dtype)
         b_in, b_out = (None if bias is None else bias.to(dtype) for bias in (b_in, b_out))
     with without_autocast(x_TD):
-        rows_RD = _rounded(x_TD, dispatch_dtype)[dispatch.row_token.long()]
+        # the second rounding changes no row, and rounds the gradient of each
+        rows_RD = _rounded(
+            _rounded(x_TD, dispatch_dtype)[dispatch.row_token.long()], dispatch_dtype
+        )
         hidden_RF = grouped_matmul(rows_RD, w_in, dispatch.offsets, bias=b_in, precision=precision)
         activated_RF = get_activation(activation).value(hidden_RF)
         out_RD = grouped_matmul(

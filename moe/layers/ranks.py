@@ -61,6 +61,10 @@ def share_out(
     their experts and back. Every rank must make every pass, and every backward pass, also without
     a token.
 
+    Other groups of ranks know nothing of it: where a mesh has copies of this one, they must begin
+    with equal weights, and average their gradients (``average_gradients``), as ``parallelize`` does
+    it for a whole mesh.
+
     Args:
         layer: an ``MoE``, ``SoftMoE`` or another ``ExpertLayer``; it is changed.
         mesh: a ``DeviceMesh`` of one dimension, such as ``mesh["ep"]``, whose size divides E.
@@ -84,7 +88,7 @@ def share_out(
         TypeError: mesh is no DeviceMesh, or the weights are not those of the layer itself.
         RanksDisagreeError: the ranks have layers of other sizes or dtypes, or other arguments.
     """
-    _check(layer, mesh, gradients, max_tokens_per_rank)
+    check_layer(layer, mesh, gradients, max_tokens_per_rank)
     check_aux_losses(layer, aux_losses)
     group = group or Group(mesh.get_group())
     options: dict[str, Any] = {"gradients": gradients, "aux_losses": aux_losses}
@@ -98,7 +102,7 @@ def share_out(
         group,
         layer.num_experts,
         place=place,
-        divide_gradients=gradients == "mean",
+        gradients=gradients,
         max_tokens_per_rank=max_tokens_per_rank,
     )
     if aux_losses == "all":
@@ -214,7 +218,8 @@ def _shard(module: nn.Module, mesh: Any) -> None:
         setattr(module, name, nn.Parameter(part, requires_grad=weight.requires_grad))
 
 
-def _check(layer: Any, mesh: Any, gradients: str, max_tokens_per_rank: int | None) -> None:
+def check_layer(layer: Any, mesh: Any, gradients: str, max_tokens_per_rank: int | None) -> None:
+    """TypeError or ValueError, as ``share_out`` says, before anything is changed."""
     from torch.distributed.device_mesh import DeviceMesh
 
     if not isinstance(mesh, DeviceMesh):

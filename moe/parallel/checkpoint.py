@@ -23,7 +23,13 @@ from ironmoe.moe.parallel.optimizer_state import (
     require_same_optimizer,
     set_optimizer_state,
 )
-from ironmoe.moe.parallel.together import by_all, by_first, number_of_processes, process_number
+from ironmoe.moe.parallel.together import (
+    by_all,
+    by_each,
+    by_first,
+    number_of_processes,
+    process_number,
+)
 
 _PathLike = str | os.PathLike[str]
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
@@ -38,6 +44,8 @@ class LoadedCheckpoint:
     meshes: the meshes of its sharded tensors, such as ({"fsdp": 2, "ep": 4},).
     resharded: whether the number of processes or the meshes are others now.
     ironmoe, torch: the versions that saved it.
+    changes: what of all these is different now, each in words, such as "world_size: 2 there, 4
+        now".
     """
 
     numbers: dict[str, Any]
@@ -46,6 +54,7 @@ class LoadedCheckpoint:
     resharded: bool
     ironmoe: str
     torch: str
+    changes: tuple[str, ...]
 
 
 def save_checkpoint(
@@ -74,24 +83,27 @@ def save_checkpoint(
         CheckpointError: a process could not write; the same error in all processes, with its
             rank. The former checkpoint is there.
         ExchangeError: a process is missing. The former checkpoint is there.
-        ValueError, TypeError: what a checkpoint cannot hold.
+        ValueError, TypeError: this process has what a checkpoint cannot hold; the others raise
+            CheckpointError.
     """
-    weights = model_tensors(model)
-    options = None if optimizer is None else optimizer_options(model, optimizer)
-    tensors = _prefixed(weights, _MODEL)
-    if optimizer is not None:
-        tensors |= _prefixed(optimizer_tensors(model, optimizer), _OPTIMIZER)
-    content = {
-        "ironmoe": _version(),
-        "torch": torch.__version__,
-        "world_size": number_of_processes(),
-        "meshes": _meshes(weights),
-        "tensors": {name: _described(tensor) for name, tensor in tensors.items()},
-        "optimizer": options,
-        "numbers": dict(numbers or {}) if process_number() == 0 else {},
-    }
-    json.dumps(content)  # what JSON cannot hold is refused before a file is made
 
+    def contents() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and the rest. What JSON cannot hold is refused before a file is made."""
+        weights = model_tensors(model)
+        options = None if optimizer is None else optimizer_options(model, optimizer)
+        tensors = _prefixed(weights, _MODEL)
+        if optimizer is not None:
+            tensors |= _prefixed(optimizer_tensors(model, optimizer), _OPTIMIZER)
+        rest = {
+            **_made_by(weights),
+            "tensors": {name: _described(tensor) for name, tensor in tensors.items()},
+            "optimizer": options,
+            "numbers": dict(numbers or {}) if process_number() == 0 else {},
+        }
+        json.dumps(rest)
+        return tensors, rest
+
+    tensors, content = by_each(contents)
     data = by_first(lambda: folders.begin(Path(folder)))
     files = write_tensors(data, tensors)
     by_first(lambda: folders.finish(data, files, content))
@@ -118,10 +130,15 @@ def load_checkpoint(
             or of another model or optimizer; the message names what differs. It is the same error
             in all processes.
         ExchangeError: a process is missing.
-        ValueError: the model has no memory, the optimizer has parameters of another model.
+        ValueError: the model has no memory, the optimizer has parameters of another model. If that
+            is so in some processes alone, the others raise CheckpointError.
     """
-    weights = model_tensors(model)
-    options = None if optimizer is None else optimizer_options(model, optimizer)
+
+    def own() -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        options = None if optimizer is None else optimizer_options(model, optimizer)
+        return model_tensors(model), options
+
+    weights, options = by_each(own)
     saved = by_first(lambda: folders.describe(Path(folder)))
     by_all(lambda: _require_same(weights, options, saved, Path(folder)))
 
@@ -139,15 +156,27 @@ def load_checkpoint(
     set_model_tensors(model, weights)
     if optimizer is not None:
         set_optimizer_state(model, optimizer, state, saved["optimizer"])
+    now = _made_by(weights)
+    differing = [key for key, value in now.items() if value != saved[key]]
     return LoadedCheckpoint(
         numbers=saved["numbers"],
         world_size=saved["world_size"],
         meshes=tuple(saved["meshes"]),
-        resharded=(number_of_processes(), _meshes(weights))
-        != (saved["world_size"], saved["meshes"]),
+        resharded="world_size" in differing or "meshes" in differing,
         ironmoe=saved["ironmoe"],
         torch=saved["torch"],
+        changes=tuple(f"{key}: {saved[key]} there, {now[key]} now" for key in differing),
     )
+
+
+def _made_by(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint says of those who save it."""
+    return {
+        "ironmoe": _version(),
+        "torch": str(torch.__version__),
+        "world_size": number_of_processes(),
+        "meshes": _meshes(weights),
+    }
 
 
 def _require_same(

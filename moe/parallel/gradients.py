@@ -10,6 +10,7 @@ from ironmoe.moe.exchange.errors import naming_missing
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.layers.ranks import GRADIENTS
 from ironmoe.moe.parallel.buckets import buckets
+from ironmoe.moe.parallel.layers import expert_parallels
 from ironmoe.moe.parallel.parallelize import TOLD, dimensions
 from ironmoe.moe.sharded import local_values
 
@@ -22,8 +23,9 @@ def average_gradients(model: nn.Module, mesh: Any, *, gradients: str | None = No
     A weight that has a gradient on some ranks only counts as 0 on the others.
 
     Args:
-        model: what ``parallelize`` returned.
-        mesh: the same as there.
+        model: what ``parallelize`` returned, also inside another module, or a model whose layers
+            were shared out one by one.
+        mesh: the whole mesh.
         gradients: "mean" over ranks, or "sum"; by default what ``parallelize`` was told.
 
     Raises:
@@ -43,12 +45,21 @@ def average_gradients(model: nn.Module, mesh: Any, *, gradients: str | None = No
 
 def _agreed_gradients(model: nn.Module, given: str | None) -> str:
     """What the gradients of the experts are already, and those of the others shall be."""
-    told: str = getattr(model, TOLD, given or GRADIENTS[0])
     if given is not None and given not in GRADIENTS:
         raise ValueError(f"gradients must be one of {GRADIENTS}, got {given!r}")
-    if given not in (None, told):
-        raise ValueError(f"gradients must be {told!r}, as parallelize was told, got {given!r}")
-    return told
+
+    told = {vars(module)[TOLD] for module in model.modules() if TOLD in vars(module)}
+    told |= {state.gradients for state in expert_parallels(model)}
+    if len(told) > 1:
+        raise ValueError(
+            "model must have layers that were parallelized with one value of gradients, got "
+            f"{sorted(told)}"
+        )
+    if given is not None and told - {given}:
+        raise ValueError(
+            f"gradients must be {told.pop()!r}, as parallelize was told, got {given!r}"
+        )
+    return given or next(iter(told), GRADIENTS[0])
 
 
 def _average(

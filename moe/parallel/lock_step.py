@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ironmoe.kernels.checks import check_module
 from ironmoe.kernels.route import forward_mode, transformed
-from ironmoe.moe.exchange.errors import RanksDisagreeError
+from ironmoe.moe.exchange.errors import RanksDisagreeError, naming_missing_at
 from ironmoe.moe.exchange.group import Group
 from ironmoe.moe.exchange.in_step import (
     WHAT,
@@ -76,7 +76,10 @@ def in_step(*models: nn.Module) -> Iterator[None]:
     if group is None:
         yield
         return
-    with ExitStack() as stack:
+    with (
+        naming_missing_at(group.members, "an exchange between ranks in step"),
+        ExitStack() as stack,
+    ):
         _BLOCKS.append(group)
         stack.callback(_BLOCKS.pop)
         for module in _called(models):
@@ -132,33 +135,39 @@ class _Lane:
         self.unit = images_in_group(module)
         self.number = len(_IN_STEP)  # of those in step in this process
         self.hooks = self._hooks()
+        self.is_open = False
         self.now: _Pass | None = None
+        self._before_backward: list[bool] = []
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Inside the block calls of the module are passes of all ranks."""
-        before = [(e, e.tokens_are_replicated, e.max_tokens_per_rank) for e in self.experts]
+        before = [
+            (expert.tokens_are_replicated, expert.every_row_travels) for expert in self.experts
+        ]
         handles = [
             self.module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
             self.module.register_forward_hook(self._leave, always_call=True),
         ]
         self.hooks = self._hooks()
         _IN_STEP.add(self.module)
+        self.is_open = True
         try:
             for expert in self.experts:
-                expert.max_tokens_per_rank = None
+                expert.every_row_travels = True
             yield
         finally:
             self._end()  # of a pass that Ctrl-C interrupted
+            self.is_open = False
             _IN_STEP.discard(self.module)
             for handle in handles:
                 handle.remove()
-            for expert, is_replicated, most in before:
-                expert.tokens_are_replicated, expert.max_tokens_per_rank = is_replicated, most
+            for expert, (is_replicated, every_row) in zip(self.experts, before, strict=True):
+                expert.tokens_are_replicated, expert.every_row_travels = is_replicated, every_row
 
     def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if _UNDER_WAY or not tensors or not tensors[0].ndim:
+        if not self.is_open or _UNDER_WAY or not tensors or not tensors[0].ndim:
             return None
         if transformed() or forward_mode():
             raise NotImplementedError(
@@ -198,15 +207,26 @@ class _Lane:
         outputs = tree_map(joined, output)
         for leaf in tree_leaves(outputs):
             if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
-                # activation checkpointing repeats layers in the backward pass of this pass, when
-                # there may have been others
-                leaf.grad_fn.register_prehook(partial(self._replicate, now.whole))
+                leaf.grad_fn.register_prehook(partial(self._backward_of, now.whole))
         return outputs
 
-    def _replicate(self, whole: bool, _: object = None) -> None:
+    def _replicate(self, whole: bool) -> None:
         """Let the layers run as in a pass of this kind."""
         for expert in self.experts:
             expert.tokens_are_replicated = whole
+
+    def _backward_of(self, whole: bool, _: object) -> None:
+        """Activation checkpointing repeats layers in the backward pass of a pass, when there may
+        have been others, and the block may have ended."""
+        if not self._before_backward:
+            self._before_backward = [expert.tokens_are_replicated for expert in self.experts]
+            torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)
+        self._replicate(whole)
+
+    def _after_backward(self) -> None:
+        for expert, before in zip(self.experts, self._before_backward, strict=True):
+            expert.tokens_are_replicated = before
+        self._before_backward = []
 
     def _end(self) -> None:
         if self.now is not None:
@@ -241,12 +261,15 @@ class _Lane:
 
     def _hooks(self) -> set[int]:
         """The numbers of all hooks, no two of which are equal."""
+        names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         return {
-            number
-            for module in self.modules
-            for hooks in (module._forward_hooks, module._forward_pre_hooks)
-            for number in hooks
+            number for module in self.modules for name in names for number in vars(module)[name]
         }
+
+    def __deepcopy__(self, _: Any) -> "_Lane":
+        """A copy of the model that somebody makes inside the block has its hooks, which do nothing:
+        it is not in step."""
+        return _Lane(self.module, self.group)
 
     def _agreed(self, batch: list[Tensor], whole: bool, seed: int) -> int:
         """The seed of the first rank, after the ranks have compared what they came with.

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch.distributed as dist
 from torch import nn
 
-from ironmoe.moe.exchange.group import Group, every_rank, known_group
+from ironmoe.moe.exchange.group import Group, every_rank, known_group, timeout_of_all
 from ironmoe.moe.sharded import give_back_gathered, is_sharded
 
 # all processes → (ranks of a group, the group)
@@ -27,7 +27,9 @@ def group_of_one_copy(models: Iterable[nn.Module]) -> Group | None:
         return known_group(each[together])
     made = _MADE.setdefault(dist.group.WORLD, {})
     if together not in made:
-        group = dist.new_group(list(together), use_local_synchronization=True)
+        group = dist.new_group(
+            list(together), timeout=timeout_of_all(), use_local_synchronization=True
+        )
         made[together] = known_group(group)
     return made[together]
 

@@ -5,9 +5,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ironmoe.moe.exchange.agreement import Place
-from ironmoe.moe.exchange.group import Group, every_rank
+from ironmoe.moe.exchange.group import Group, every_rank, wait_as_long_as_all
 from ironmoe.moe.layers.ranks import (
     check_aux_losses,
+    check_layer,
     check_same,
     compute_losses_over,
     same_values,
@@ -94,11 +95,14 @@ def parallelize(
         )
 
     check_untied(model, layers)
+    over = (mesh if mesh.ndim == 1 else mesh["ep"]) if "ep" in names else None
     for layer in layers.values():
         check_aux_losses(layer, aux_losses)
+        if over is not None:
+            check_layer(layer, over, gradients, max_tokens_per_rank)
     same_values(model, everyone)
-    if "ep" in names:
-        over = mesh if mesh.ndim == 1 else mesh["ep"]
+    _wait_as_long_as_all(mesh)
+    if over is not None:
         group = Group(over.get_group())
         replicated = "dp" in names and "fsdp" not in names and mesh["dp"].size() > 1
         copies = Group(mesh.get_group("dp")) if replicated else None
@@ -189,4 +193,12 @@ def _without_experts(mesh: Any, names: tuple[str, ...]) -> Any:
     replicas = [name for name in ("dp",) if name in names]
     order = [names.index(name) for name in (*replicas, "fsdp", "ep")]
     ranks = mesh.mesh.permute(order).flatten(-2)
-    return DeviceMesh(mesh.device_type, ranks, mesh_dim_names=(*replicas, "fsdp_ep"))
+    both = DeviceMesh(mesh.device_type, ranks, mesh_dim_names=(*replicas, "fsdp_ep"))
+    _wait_as_long_as_all(both)
+    return both
+
+
+def _wait_as_long_as_all(mesh: Any) -> None:
+    """Exchanges of FSDP2 and DTensor wait for a missing rank as long as those of all ranks."""
+    for group in mesh.get_all_groups():
+        wait_as_long_as_all(group)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from ironmoe.moe.checkpoints.errors import CheckpointError
 from ironmoe.moe.exchange.alone import is_alone
-from ironmoe.moe.exchange.errors import naming_missing
+from ironmoe.moe.exchange.errors import ExchangeError, naming_missing_at
 from ironmoe.moe.exchange.group import every_rank
 
 T = TypeVar("T")
@@ -46,11 +46,51 @@ def by_first(work: Callable[[], T]) -> T:
     return results[0]
 
 
-def naming_ranks(what: str) -> AbstractContextManager[None]:
-    """Inside the block torch exchanges data; an error of that becomes one that says which rank is
-    missing (``ExchangeError``)."""
+def by_each(work: Callable[[], T]) -> T:
+    """What ``work`` returns in this process, if none of them fails in it.
+
+    Raises:
+        Exception: that of ``work`` in this process.
+        CheckpointError: it failed in another process; with its rank.
+        ExchangeError: a process is missing.
+    """
+    made: list[T] = []
+    own: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            made.append(work())
+        except Exception as error:
+            own.append(error)
+            raise
+
+    try:
+        by_all(attempt)
+    except CheckpointError:
+        if not own:
+            raise
+    if own:
+        raise own[0]
+    return made[0]
+
+
+def naming_ranks(what: str = "an exchange between ranks") -> AbstractContextManager[None]:
+    """Inside the block, an error of any exchange of ``torch.distributed`` becomes an
+    ``ExchangeError``, which says which rank is missing. Layers with experts name it by themselves;
+    FSDP2, DTensor, and collectives of your own do not.
+
+    Other errors stay as they are. The first block in a program is an exchange of all ranks, unless
+    ``parallelize`` came before. Without ``torch.distributed`` the block changes nothing.
+
+    Args:
+        what: fails, for the message.
+
+    Raises:
+        ExchangeError: inside the block, where a rank has ended, or an exchange took longer than the
+            timeout of its group.
+    """
     several = number_of_processes() > 1
-    return naming_missing(every_rank().members, what) if several else nullcontext()
+    return naming_missing_at(every_rank().members, what) if several else nullcontext()
 
 
 def _outcome(work: Callable[[], T]) -> tuple[Any, str | None]:
@@ -58,5 +98,7 @@ def _outcome(work: Callable[[], T]) -> tuple[Any, str | None]:
         return work(), None
     except CheckpointError as error:
         return None, str(error)
+    except ExchangeError:
+        raise  # nothing can be told to all any more
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"

@@ -136,6 +136,9 @@ def go_on(number):
     assert loaded.numbers == {"step": number - 1}, loaded
     assert loaded.world_size == torch.Size(former.values()).numel(), loaded
     assert loaded.resharded, loaded
+    before, now = loaded.world_size, torch.Size(sizes.values()).numel()
+    assert (f"world_size: {before} there, {now} now" in loaded.changes) == (before != now), loaded
+    assert loaded.changes[-1].startswith("meshes: "), loaded
     assert_weights(model, torch.load(f"expected{number - 1}"), 1e-12)
 
     step(number, model, optimizer, sizes, mesh)
@@ -199,6 +202,18 @@ def one_rank_fails():
     said = error_of(CheckpointError, lambda: load_checkpoint("full", model))
     assert f"{damaged}: found checksum" in said, said
 
+    # what the first rank alone could notice
+    numbers = {"step": object()} if dist.get_rank() == 0 else None
+    kind = TypeError if dist.get_rank() == 0 else CheckpointError
+    said = error_of(kind, lambda: save_checkpoint("never", model, numbers=numbers))
+    assert "Object of type object is not JSON serializable" in said, said
+    assert dist.get_rank() == 0 or said.startswith("rank 0: TypeError: "), said
+    other = optimizer_of(made()) if dist.get_rank() == 1 else None
+    kind = ValueError if dist.get_rank() == 1 else CheckpointError
+    said = error_of(kind, lambda: load_checkpoint("full", model, other))
+    assert "parameters of the model alone" in said, said
+    assert not Path("never").exists()
+
 
 # Whole tensors in safetensors files
 
@@ -223,6 +238,32 @@ def save_whole_tensors():
         read = {n: t for name in names for n, t in safetensors.torch.load_file(name).items()}
         assert read.keys() == expected.keys()
         assert all(read[name].equal(expected[name]) for name in read)
+
+
+def save_weights_and_be_killed(killed):
+    """One rank ends when the other one needs it for the experts of the second layer."""
+    model, _, _ = on(EP)
+    save_weights("kept.safetensors", model)
+    spoil(model)
+    whole = weights_files._whole
+
+    def whole_or_end(tensor):
+        if dist.get_rank() == killed and tensor.shape == model[1].fc2.weight.shape:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(tensor)
+
+    weights_files._whole = whole_or_end
+    said = error_of(ExchangeError, lambda: save_weights("kept.safetensors", model))
+    assert f"gathering weights failed: rank {killed} (process " in said, said
+
+
+def load_weights_after_the_kill():
+    model = made()
+    spoil(model)
+    load_weights("kept.safetensors", model)
+    assert_weights(model, made().state_dict())
+    save_weights("kept.safetensors", model)
+    assert [file.name for file in Path().glob("*kept*")] == ["kept.safetensors"]
 
 
 def load_whole_tensors():
@@ -312,6 +353,10 @@ def main():
     world(1, partial(go_on, 5))
     world(2, save_and_be_killed, exits=[0, -signal.SIGKILL])
     world(1, load_after_the_kill)
+    for killed in (0, 1):
+        exits = [-signal.SIGKILL * (rank == killed) for rank in range(2)]
+        world(2, partial(save_weights_and_be_killed, killed), exits=exits)
+        world(1, load_weights_after_the_kill)
 
 
 if __name__ == "__main__":

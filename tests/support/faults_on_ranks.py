@@ -5,6 +5,7 @@ import signal
 import time
 from datetime import timedelta
 
+import meshes_on_ranks
 import torch
 import torch.distributed as dist
 from layers_on_ranks import D, E, F, images, made
@@ -12,7 +13,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ironmoe.moe import MoE
-from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError, parallelize
+from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError, naming_ranks, parallelize
+from ironmoe.moe.exchange.group import timeout_of, timeout_of_all
 
 
 def raised(kind, call):
@@ -72,6 +74,10 @@ def ranks_that_disagree(mesh, rank):
         said = raised(RanksDisagreeError, lambda each=each: parallelize(each, mesh))
         assert words in said, said
 
+    uneven = nn.Sequential(MoE(D, F, E, 2), MoE(D, F, 3, 2))
+    said = raised(ValueError, lambda: parallelize(uneven, mesh))
+    assert "num_experts = 3" in said and uneven[0].expert_parallel is None, said
+
 
 def meshes_that_are_refused(_, rank):
     """They would give copies of a weight other gradients, or rows to the wrong experts."""
@@ -86,15 +92,36 @@ def meshes_that_are_refused(_, rank):
     assert "'dp' before 'fsdp'" in said, said
 
 
-def pair(rank, seconds=30):
+def timeouts_of_groups(_, rank):
+    """Those that somebody has chosen stay."""
+    before = timeout_of_all()
+    dist.group.WORLD.set_timeout(timedelta(seconds=50))
+    mesh = init_device_mesh("cpu", (1, 2, 2), mesh_dim_names=("dp", "fsdp", "ep"))
+    model = parallelize(meshes_on_ranks.made(), mesh)
+    both = model.head.weight.device_mesh  # has "fsdp" and "ep" as one
+    groups = {*mesh.get_all_groups(), *both.get_all_groups()}
+    assert len(groups) > 3, groups
+    chosen, layer = pair(rank), made("top 2")
+    layer.parallelize(chosen)
+    for group in groups:
+        assert timeout_of(group) == timedelta(seconds=50), group
+    dist.group.WORLD.set_timeout(before)
+    assert timeout_of(chosen.get_group()) == timedelta(seconds=30)
+
+
+def pair(rank):
     """A mesh of two of four ranks: (0, 1) or (2, 3)."""
-    pairs = [dist.new_group(two, timeout=timedelta(seconds=seconds)) for two in ([0, 1], [2, 3])]
+    pairs = [dist.new_group(two, timeout=timedelta(seconds=30)) for two in ([0, 1], [2, 3])]
     return DeviceMesh.from_group(pairs[rank // 2], "cpu", mesh_dim_names=("ep",))
 
 
 def another_number_of_passes(_, rank):
-    mesh = pair(rank, seconds=2)
-    layer = made("top 2").parallelize(mesh)
+    """Groups of a mesh wait as long as ``init_process_group`` was told."""
+    before = timeout_of_all()
+    dist.group.WORLD.set_timeout(timedelta(seconds=2))
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "ep"))
+    layer = parallelize(made("top 2"), mesh)
+    dist.group.WORLD.set_timeout(before)
     x = images(rank % 2, [1, 1])
     layer(x)
     if rank in (0, 2):
@@ -122,4 +149,30 @@ def a_rank_that_is_killed(_, rank):
     assert "ended" in said, said
 
 
-CASES = (ranks_that_disagree, meshes_that_are_refused, another_number_of_passes)
+def a_rank_that_is_killed_under_fsdp(_, rank):
+    """Rank 1 ends in a backward pass; the exchange that fails is one of FSDP2. Nothing comes after
+    this."""
+
+    def another_error():
+        with naming_ranks():
+            return torch.ones(2) @ torch.ones(3)
+
+    said = raised(RuntimeError, another_error)
+    assert "size" in said and "rank" not in said, said
+
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("fsdp", "ep"))
+    model = parallelize(meshes_on_ranks.made(), mesh)
+    y = model(meshes_on_ranks.batch(rank, 0))
+    if rank == 1:
+        y.register_hook(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+
+    def backward():
+        with naming_ranks():
+            y.sum().backward()
+
+    said = raised(ExchangeError, backward)
+    assert "rank 1 (process " in said, said
+    assert "ended" in said, said
+
+
+CASES = (ranks_that_disagree, meshes_that_are_refused, timeouts_of_groups, another_number_of_passes)

@@ -133,6 +133,11 @@ def masks_and_strange_inputs(mesh, rank):
         call=lambda layer, x, number: layer(x.nan_to_num(), masks[number]),
     )
 
+    for name in ("capacity", "expert choice", "soft", "ensemble"):
+        layer, twin = made(name).parallelize(mesh), made(name)
+        y, want = (each(batches[rank].nan_to_num(), masks[rank]) for each in (layer, twin))
+        close(y, want, 1e-12, name)
+
     layer, twin = made("top 2").parallelize(mesh), made("top 2")
     x = images(rank, [2] * world).detach()
     for strange in (x.mT.contiguous().mT, x[:1, :1].expand(3, 5, D), x[:, ::2]):
@@ -238,7 +243,10 @@ def other_ways_to_run(mesh, rank):
     layer, twin = made("shared").parallelize(mesh), made("shared")
     x = images(rank, [2] * world)
     close(copy.deepcopy(layer)(x), twin(x), 1e-12)
-    close(checkpoint(layer, x, use_reentrant=False), twin(x), 1e-12)
+    again = checkpoint(layer, x, use_reentrant=False)
+    close(again, twin(x), 1e-12)
+    grads = (torch.autograd.grad(y.square().sum(), [x])[0] for y in (again, twin(x)))
+    close(*grads, 1e-12)
     if world == 2:  # it takes seconds
         compiled = torch.compile(layer, backend="eager")
         close(compiled(x), twin(x), 1e-12)
@@ -256,6 +264,26 @@ def other_ways_to_run(mesh, rank):
         assert "torch.func" in str(error)
     else:
         raise AssertionError("torch.func must be refused")
+
+
+def gradients_are_rounded_row_by_row(mesh, rank):
+    """In bfloat16, as rows travel: 1 + 0.4 · 2⁻⁷ is 1 there, and 0.4 · 2⁻⁷ added to it changes
+    nothing. Rounded once at the end, the sum would be 1 + 2⁻⁷."""
+    world = mesh.size()
+    layer = MoE(
+        D, D, world, world, activation="relu", bias=False, dispatch_dtype=torch.bfloat16
+    ).double()
+    nn.init.zeros_(layer.router.weight)  # all gates are 1 / world
+    with torch.no_grad():
+        layer.fc1.weight[:] = torch.eye(D)
+        layer.fc2.weight[:] = 0
+        for expert, factor in enumerate((1 + 0.4 / 128, 0.4 / 128)):
+            layer.fc2.weight[expert] = world * factor * torch.eye(D)
+    layer.eval()
+    for each in (layer, copy.deepcopy(layer).parallelize(mesh)):
+        x = torch.ones(3, D, dtype=torch.float64, requires_grad=True)
+        (dx,) = torch.autograd.grad(each(x).sum(), [x])
+        assert (dx == 1).all(), dx
 
 
 def refused(mesh, rank):
@@ -287,5 +315,6 @@ CASES = (
     rows_travel_while_the_shared_expert_works,
     bounded_buffers,
     other_ways_to_run,
+    gradients_are_rounded_row_by_row,
     refused,
 )

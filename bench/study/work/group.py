@@ -22,11 +22,12 @@ from ironmoe.bench.common.processes import (
     number_started,
     telling_failures,
 )
-from ironmoe.bench.models.expert_parallel import check_processes
+from ironmoe.bench.models.expert_parallel import check_processes, run_on_kernels
 from ironmoe.moe.distributed import ExchangeError, parallelize
 from ironmoe.moe.exchange.alone import alone
 from ironmoe.moe.exchange.group import every_rank
 from ironmoe.moe.parallel.layers import expert_layers
+from ironmoe.moe.parallel.together import naming_ranks
 from ironmoe.moe.sharded import is_sharded
 
 T = TypeVar("T")
@@ -102,6 +103,7 @@ class WorkGroup:
     def share(self, model: nn.Module) -> None:
         """Share its experts out over the processes of the group, unless they are already."""
         if not is_sharded(model):
+            run_on_kernels(model)
             parallelize(model, self._mesh)
 
     def begin(self, *, is_work_left: bool) -> None:
@@ -178,6 +180,7 @@ def work_group(size: int) -> Iterator[WorkGroup]:
                 world_size=size,
                 timeout=PATIENCE,
             )
-        yield WorkGroup(within, size, number, world // size, store)
+        with naming_ranks():
+            yield WorkGroup(within, size, number, world // size, store)
     if size > 1:
         dist.destroy_process_group()

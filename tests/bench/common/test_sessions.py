@@ -53,3 +53,19 @@ def test_it_says_that_what_is_there_was_measured_otherwise(tmp_path, monkeypatch
     other = with_threads(made, made["machine"]["threads"] + 1)
     monkeypatch.setattr("ironmoe.bench.common.run_folder.provenance", lambda: other)
     assert "was measured with machine.threads" in RunFolder(path, {"a": 1}, 0).greeting
+
+
+def test_another_number_of_processes_is_named_but_is_no_other_condition(tmp_path):
+    path = tmp_path / "run"
+    RunFolder(path, {"a": 1}, 0).worked()  # by a command that does not note them, as older ones
+    two = {"processes": 2, "expert_parallel": 1}
+    four = {"processes": 4, "expert_parallel": 2}
+    begun = RunFolder(path, {"a": 1}, 0, parallel=two)
+    assert begun.greeting == f"Going on in {path}/"
+    begun.worked()
+    assert RunFolder(path, {"a": 1}, 0, parallel=two).greeting == f"Going on in {path}/"
+    assert RunFolder(path, {"a": 1}, 0, parallel=four).greeting == (
+        f"Going on in {path}/\nWhat is there was measured with expert_parallel: 1 there, 2 now; "
+        "processes: 2 there, 4 now."
+    )
+    assert mixed(sessions_of(path)) == ""

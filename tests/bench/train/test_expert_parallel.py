@@ -77,7 +77,9 @@ if rank == 0:
 
 # The command is killed after the first epoch, and goes on with another number of processes.
 COMMAND = """
+import io
 import json
+from contextlib import redirect_stdout
 import numpy as np
 from safetensors.torch import load_file
 from ironmoe.bench.cli.app import app
@@ -106,13 +108,14 @@ def command(out, *options):
         if done.code:
             os._exit(done.code)
 
-def killed(number, out, *options):
+def killed(number, out, *options, which=(0, 1)):
     write = Trainer._write
     def write_and_end(trainer):
         write(trainer)
-        if trainer.numbers["epoch"] == 1:
+        if trainer.numbers["epoch"] == 1 and number in which:
             os.kill(os.getpid(), signal.SIGKILL)
     Trainer._write = write_and_end
+    os.dup2(os.open(f"{out}-{number}.txt", os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
     command(out, *options)
 
 def numbers_of(out):
@@ -121,10 +124,18 @@ def numbers_of(out):
 
 SHARED = ("--expert-parallel", "2")
 command("alone", "--no-attack")
+first, second = in_both(lambda number: killed(number, "to-one", *SHARED, "--fsdp", which=(1,)))
+assert second == signal.SIGKILL and os.waitstatus_to_exitcode(first) == 2
+with open("to-one-0.txt") as file:
+    said = " ".join(file.read().split())
+assert "rank 1 (process " in said and "ended. What was finished is saved" in said, said
+with redirect_stdout(io.StringIO()) as shown:
+    command("to-one", "--no-attack")
+said = " ".join(shown.getvalue().split())
+assert "measured with expert_parallel: 2 there, 1 now; processes: 2 there, 1 now." in said, said
+assert said.count("2 there, 1 now") == 2, said
+
 # the second process may find the first one gone before it kills itself
-ends = in_both(lambda number: killed(number, "to-one", *SHARED))
-assert signal.SIGKILL in ends and all(ends)
-command("to-one", "--no-attack")
 ends = in_both(lambda number: killed(number, "to-both"))
 assert signal.SIGKILL in ends and all(ends)
 assert in_both(lambda number: command("to-both", *SHARED, "--fsdp")) == [0, 0]

@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import transformers.distributed
 from peft import LoraConfig, get_peft_model
 from hf_families import assert_as_exact, build
+from ironmoe.bench.common.user_error import UserError
+from ironmoe.bench.models.expert_parallel import prepare_experts, share_out_experts
 from ironmoe.moe import huggingface, upcycle
 from ironmoe.moe.distributed import (
     average_gradients, clip_grad_norm_, overflowed_choices, parallelize,
@@ -109,6 +111,14 @@ for name in ("mixtral", "qwen2_moe", "gpt_oss"):
     check(name, 1e-6, torch.float32)
 check("mixtral", nothing=True)
 
+# A command gets a model as transformers has it, here inside another module.
+plain = build("mixtral", torch.float64)
+given = torch.nn.ModuleDict({"inner": copy.deepcopy(plain)})
+prepare_experts(given, "hf:x", 2)
+share_out_experts(given, 2, torch.device("cpu"), 2)
+ids, mask = texts(0)
+same("shared out by a command", {"y": given["inner"](ids).logits}, {"y": plain(ids).logits})
+
 # FSDP2 around it: experts over "fsdp", the rest over both
 _, alone, many = family("mixtral")
 for ids, mask in both():
@@ -190,6 +200,8 @@ with pytest.raises(ValueError, match="call ironmoe.moe.huggingface.patch.model. 
     parallelize(plain, EP)
 with pytest.raises(ValueError, match="MuseSparkExperts keeps the eager experts"):
     parallelize(family("muse_spark")[1], EP)
+with pytest.raises(UserError, match="2 cannot share out .* hf:x: .*keeps the eager experts"):
+    prepare_experts(build("muse_spark", torch.float64), "hf:x", 2)
 tied = copy.deepcopy(alone)
 experts = [layer.mlp.experts for layer in tied.model.layers]
 experts[1].down_proj = experts[0].down_proj

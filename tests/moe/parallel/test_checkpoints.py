@@ -81,6 +81,20 @@ def test_training_goes_on_as_if_it_had_not_been_saved(tmp_path, lr):
     assert_same(model, other)
 
 
+def test_other_versions_are_named(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, made())
+    assert load_checkpoint(tmp_path, made()).changes == ()
+    former = torch.__version__
+    monkeypatch.setattr("ironmoe.moe.parallel.checkpoint._version", lambda: "0.0.1")
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    loaded = load_checkpoint(tmp_path, made())
+    assert loaded.changes == (
+        f"ironmoe: {loaded.ironmoe} there, 0.0.1 now",
+        f"torch: {former} there, 99.0 now",
+    )
+    assert not loaded.resharded
+
+
 def test_a_parameter_without_a_state_has_none_after_loading(tmp_path):
     """torch's set_state_dict would make one, as if it had made a step."""
     model = made()

@@ -21,10 +21,13 @@ def run(*cases):
 """
 OF_TWO = """
 run(*layers_on_ranks.CASES)
+faults_on_ranks.a_rank_that_is_killed_under_fsdp(mesh, rank)
 """
 OF_FOUR = """
 run(*layers_on_ranks.CASES, *meshes_on_ranks.CASES, *faults_on_ranks.CASES)
 faults_on_ranks.a_rank_that_is_killed(mesh, rank)
+"""
+SURVIVED = """
 Path(f"survived-{rank}").touch()
 for child in children:
     os.waitpid(child, 0)
@@ -32,10 +35,11 @@ os._exit(0)
 """
 
 
-def test_two_ranks_compute_what_one_process_does(tmp_path):
-    run_in_processes(2, PROGRAM + OF_TWO, tmp_path, before=IMPORTS)
+def test_two_ranks_compute_what_one_process_does_and_one_survives_the_other(tmp_path):
+    run_in_processes(2, PROGRAM + OF_TWO + SURVIVED, tmp_path, before=IMPORTS)
+    assert (tmp_path / "survived-0").exists()
 
 
 def test_four_ranks_compute_what_one_process_does_and_survive_two_of_them(tmp_path):
-    run_in_processes(4, PROGRAM + OF_FOUR, tmp_path, before=IMPORTS)
+    run_in_processes(4, PROGRAM + OF_FOUR + SURVIVED, tmp_path, before=IMPORTS)
     assert {file.name for file in tmp_path.glob("survived-*")} == {"survived-0", "survived-2"}

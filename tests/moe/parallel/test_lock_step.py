@@ -3,7 +3,7 @@
 from two_processes import run_in_two_processes
 
 IMPORTS = """
-import copy
+import copy, signal
 from contextlib import contextmanager, nullcontext
 import torch._dynamo  # set_stance, of traces, imports it
 import torch.distributed.fsdp
@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
 from ironmoe.moe import Capacity, MoE, SoftMoE, VMoE, aux_loss_in_eval, trace_routing
 from ironmoe.moe import collect_aux_loss, freeze_weights, intervene
-from ironmoe.moe.distributed import RanksDisagreeError, counted_traffic, in_step, parallelize
+from ironmoe.moe.distributed import counted_traffic, in_step, parallelize
+from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError
 from ironmoe.moe.parallel.layers import expert_parallels
 from ironmoe.moe.parallel.lock_step import check_in_step, group_in_step
 """
@@ -126,6 +127,33 @@ def traces_and_interventions():
     with trace_routing(shared) as trace, in_step(shared), torch.no_grad():
         shared(images(3))
     assert next(iter(trace.layers.values())).experts.equal(wanted.experts)
+
+def after_the_block():
+    """A backward pass that comes later, and copies: plain passes then have tokens of their own."""
+    plain, shared = pair()
+    with in_step(shared), trace_routing(shared):
+        whole = answers(shared, images(3), second=False)[0]
+        seen = []
+        handle = shared.blocks[0].register_full_backward_hook(
+            lambda _, __, grads: seen.append(len(grads[0])))
+        answers(shared, images(4), second=False)
+        handle.remove()
+        logits = shared(images(3))
+        copied = copy.deepcopy(shared)
+    assert seen == [4] and whole.shape == (3, 3)
+    logits.sum().backward()
+    for model in (shared, copied):
+        own = images(2, seed=rank)
+        torch.testing.assert_close(model(own), plain(own), rtol=1e-12, atol=1e-12)
+
+    _, bounded = pair()
+    (experts,) = expert_parallels(bounded)
+    experts.max_tokens_per_rank = 1
+    with in_step(bounded):
+        torch.testing.assert_close(bounded(images(3)), plain(images(3)), rtol=1e-12, atol=1e-12)
+        (copied,) = expert_parallels(copy.deepcopy(bounded))
+    for each in (experts, copied):
+        assert each.max_tokens_per_rank == 1 and not each.every_row_travels
 
 def auxiliary_losses():
     plain, shared = pair()
@@ -305,10 +333,26 @@ def alone():
     raise AssertionError("no module")
 
 for case in (dropless, work_is_shared, soft, groups_stay_whole, fully_sharded,
-             traces_and_interventions, auxiliary_losses, random_models, nested_inputs_and_outputs,
-             places_for_all, blocks_inside_blocks, repeated_in_the_backward_pass, refused,
-             counted, alone):
+             traces_and_interventions, after_the_block, auxiliary_losses, random_models,
+             nested_inputs_and_outputs, places_for_all, blocks_inside_blocks,
+             repeated_in_the_backward_pass, refused, counted, alone):
     case()
+
+def end():
+    """One rank is killed before the other one gathers its weights by FSDP2."""
+    _, shared = pair(BOTH)
+    if rank == 1:
+        shared.blocks[0].register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    try:
+        with in_step(shared):
+            shared(images(2))
+    except ExchangeError as error:
+        assert "rank 1 (process " in str(error) and "ended" in str(error), error
+        os.waitpid(children[0], 0)
+        os._exit(0)
+    raise AssertionError("ended")
+
+end()
 '''
 
 

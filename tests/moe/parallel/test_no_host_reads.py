@@ -11,6 +11,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ironmoe.moe import MoE
 from ironmoe.moe.exchange import bounded
+from ironmoe.moe.exchange.agreement import Place, header_of, told
 from ironmoe.moe.exchange.bounded import Overflow
 from ironmoe.moe.exchange.errors import Member
 from ironmoe.moe.exchange.expert_parallel import ExpertParallel
@@ -47,6 +48,15 @@ def test_bounded_buffers_need_no_look_at_values(group):
     assert passed(group, max_tokens_per_rank=16).shape == (3, 5, 8)
 
 
+def test_fake_tensors_leave_nothing_behind(group):
+    """A layer without fake tensors has the same header in the same process."""
+    passed(group, max_tokens_per_rank=16)
+    header = header_of(torch.zeros(3, 8), place=Place(), bounded=16, weights_need_grad=False)
+    headers, _ = told(group, header, torch.zeros(RANKS, 2, dtype=torch.int64))
+    assert type(headers) is torch.Tensor
+    assert passed(group, max_tokens_per_rank=16).shape == (3, 5, 8)
+
+
 def test_without_a_bound_the_host_reads_how_many_rows_come(group):
     with pytest.raises(DataDependentOutputException):
         passed(group)
@@ -77,3 +87,17 @@ def test_an_overflow_on_cpu_is_said_at_once():
     assert "3 choices" in said_by(overflow, 3)[0] and said_by(overflow, 0) == []
     assert "1 choices" in said_by(overflow, 1)[0]
     assert overflow.take() == 4 and "2 choices" in said_by(overflow, 2)[0]
+
+
+@pytest.mark.parametrize("may_look", [True, False])
+def test_an_overflow_in_inference_mode_is_counted_with_the_others(monkeypatch, may_look):
+    monkeypatch.setattr(bounded, "may_look", lambda tensor: may_look)
+    overflow = Overflow()
+    with torch.inference_mode():
+        said_by(overflow, 3)
+    said_by(overflow, 2)
+    with torch.inference_mode():
+        said_by(overflow, 1)
+        assert overflow.take() == 6
+    said_by(overflow, 4)
+    assert overflow.take() == 4
