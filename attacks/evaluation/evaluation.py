@@ -35,7 +35,7 @@ from ironmoe.attacks.evaluation.checks.model_checks import (
 )
 from ironmoe.attacks.evaluation.checks.outcome_checks import check_outcome, two_answers
 from ironmoe.attacks.evaluation.checksum import checksums_of
-from ironmoe.attacks.evaluation.findings.flag import Flag, count_looked_at
+from ironmoe.attacks.evaluation.findings.flag import Flag, combined
 from ironmoe.attacks.evaluation.journal import Journal
 from ironmoe.attacks.evaluation.progress import Left, Progress, work_left
 from ironmoe.attacks.evaluation.report import RobustnessReport
@@ -145,8 +145,7 @@ class Evaluation:
         """The report of all processes together."""
         records = self.shard.gather(self.records)
         complete = all(self.shard.gather_objects(self.complete))
-        # A process without images looked at nothing.
-        flags = max(self.shard.gather_objects(flags), key=count_looked_at)
+        flags = combined(self.shard.gather_objects(flags))
         final = None
         known = (self.source.shape, self.source.dtype)
         # A process that had no images of a stream does not know what they look like.

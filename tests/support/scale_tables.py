@@ -4,21 +4,28 @@ Write them anew with ``python tests/support/scale_tables.py``.
 """
 
 import re
+from functools import partial
 from pathlib import Path
 
 from ironmoe.bench.benchmarks.gpus import GPUS
 from ironmoe.bench.benchmarks.passes import DX, FULL
-from ironmoe.bench.benchmarks.scale.layers import LAYERS, World
+from ironmoe.bench.benchmarks.scale.alternatives import (
+    experts_where_fastest,
+    ranks_until,
+    ranks_where_fastest,
+)
+from ironmoe.bench.benchmarks.scale.layers import DEEPSEEK, LAYERS, World
 from ironmoe.bench.benchmarks.scale.links import LINKS
 from ironmoe.bench.benchmarks.scale.models import MODELS
 from ironmoe.bench.benchmarks.scale.rows import cost_rows, memory_rows, mesh_rows, pays_rows
 from ironmoe.bench.benchmarks.scale.times import Machine
+from ironmoe.bench.benchmarks.scale.ways import FSDP2, REPLICAS
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 H100 = GPUS["h100"]
 MACHINE = Machine(H100, H100.reached, LINKS["h100"])
 SHOWN = (DX, FULL)
-RANKS = (1, 2, 4, 8, 16, 32, 64)
+RANKS = (1, 2, 8, 32, 64)
 USES = (
     ("attack", "attack_gb", "kept_gb"),
     ("training", "training_gb", "kept_training_gb"),
@@ -65,7 +72,7 @@ def cost():
                 number(row["experts_ms"] + row["shared_ms"]),
                 f"{row['ratio']:.0%}",
             )
-            for row in cost_rows(LAYERS, worlds(2, 8, 16), MACHINE)
+            for row in cost_rows(LAYERS, worlds(8, 16), MACHINE)
             if row["pass"] in SHOWN
         ],
     )
@@ -77,7 +84,7 @@ def pays():
 
     columns = ("layer", "ranks", "pass", "EP", "FSDP2", "replicas")
     return markdown(
-        (*columns, "faster than FSDP2 up to", "than replicas up to"),
+        (*columns, "tokens, faster than FSDP2", "tokens, faster than replicas"),
         [
             (
                 f"`{row['shape']}`, {row['sizes'][0]} tokens",
@@ -92,9 +99,33 @@ def pays():
     )
 
 
+def largest():
+    """How many experts and how many ranks there may be."""
+    columns = ("layer", "pass", "experts, on 8 ranks", "experts, on 64 ranks", "ranks, fastest")
+    lines = []
+    for layer in LAYERS:
+        for pass_name in SHOWN:
+            experts = [
+                experts_where_fastest(layer, world, pass_name, MACHINE) for world in worlds(8, 64)
+            ]
+            case = layer, World(1), pass_name, MACHINE
+            ranks = ranks_where_fastest(*case)
+            most = [ranks_until(other, *case) or "never" for other in (FSDP2, REPLICAS)]
+            lines.append((f"`{layer.shape.name}`", pass_name, *map(span, [*experts, ranks]), *most))
+    return markdown((*columns, "ranks, faster than FSDP2", "ranks, faster than replicas"), lines)
+
+
+def span(ends):
+    """The smallest and the largest number."""
+    if ends is None:
+        return "none"
+    return str(ends[0]) if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
 def memory():
     """Weights and what belongs to them by ranks, and what the MoE layers keep."""
-    columns = ("model", "parameters", "for", *map(str, RANKS), "kept by 1", "kept by more")
+    ranks = ("1 rank", *(f"{number} ranks" for number in RANKS[1:]))
+    columns = ("model", "parameters", "for", *ranks, "kept by 1", "kept by each of several")
     rows = memory_rows(MODELS, worlds(*RANKS), MACHINE)
     found = {(row["model"], row["ranks"]): row for row in rows}
     lines = []
@@ -109,38 +140,38 @@ def memory():
     return markdown(columns, lines)
 
 
-def recipes():
-    """The fastest layout that fits, for each number of GPUs."""
+def recipe(gpus):
+    """The fastest layout of so many GPUs that fits, for each layer and pass."""
     lines = []
-    for gpus in (1, 8, 64):
-        rows = mesh_rows(LAYERS, gpus, World(1), MACHINE)
-        for layer in LAYERS:
-            for pass_name in SHOWN:
-                key = layer.shape.name, pass_name
-                of_case = [row for row in rows if (row["shape"], row["pass"]) == key]
-                best = next((row for row in of_case if row["fastest"]), None)
-                words = ("none fits", "", "") if best is None else layout(best)
-                lines.append((gpus, f"`{layer.shape.name}`", pass_name, *words))
-    return markdown(("GPUs", "layer", "pass", "layout", "ms a layer", "GB"), lines)
+    for layer in (*LAYERS, DEEPSEEK._replace(repeats=1)):
+        rows = mesh_rows([layer], gpus, World(1), MACHINE)
+        layers = f"{layer.repeats} layers" if layer.repeats > 1 else "1 layer"
+        for pass_name in SHOWN:
+            of_pass = [row for row in rows if row["pass"] == pass_name]
+            best = next((row for row in of_pass if row["fastest"]), None)
+            words = ("none fits", "", "") if best is None else layout(best)
+            lines.append((f"`{layer.shape.name}`, {layers}", pass_name, *words))
+    return markdown(("model", "pass", "layout", "ms a layer", "GB a GPU"), lines)
 
 
 def layout(row):
+    """The mesh, by the names of its dimensions."""
     groups = row["gpus"] // row["ranks"]
-    size = "no EP" if row["ranks"] == 1 else f"EP of {row['ranks']}"
-    between = "" if groups == 1 else f", {groups} {named(row['between'])}"
-    return size + between, number(row["layer_ms"]), number(row["memory_gb"])
-
-
-def named(between):
-    return "groups that share weights by FSDP2" if between == "FSDP2" else "replicas"
+    between = "dp" if row["between"] == REPLICAS else "fsdp"
+    sizes = {between: groups, "ep": row["ranks"]}
+    words = " × ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+    return words or "no mesh", number(row["layer_ms"]), number(row["memory_gb"])
 
 
 TABLES = {
     "links": links,
     "cost": cost,
     "pays": pays,
+    "largest": largest,
     "memory": memory,
-    "recipes": recipes,
+    "recipe-1": partial(recipe, 1),
+    "recipe-8": partial(recipe, 8),
+    "recipe-64": partial(recipe, 64),
 }
 
 

@@ -62,9 +62,17 @@ def in_state(flags: Sequence[Flag], state: str) -> list[Flag]:
     return [flag for flag in flags if flag.state == state]
 
 
-def count_looked_at(flags: Sequence[Flag]) -> int:
-    """How many of these checks could be made."""
-    return sum(flag.looked_at for flag in flags)
+def combined(of_replicas: Sequence[Sequence[Flag]]) -> list[Flag]:
+    """What several replicas say together, each of which looked at images of its own: a check trips
+    if it trips in one, else it passes if one could make it. A replica without images says
+    nothing."""
+    weight = {NOT_LOOKED_AT: 0, PASSED: 1, TRIPPED: 2}
+    found: dict[str, Flag] = {}
+    for flag in (flag for flags in of_replicas for flag in flags):
+        known = found.get(flag.name)
+        if known is None or weight[flag.state] > weight[known.state]:
+            found[flag.name] = flag
+    return list(found.values())
 
 
 def counted_states(flags: Sequence[Flag]) -> str:

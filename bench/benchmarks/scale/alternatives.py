@@ -69,6 +69,42 @@ def experts_where_fastest(
     return (won[0], won[-1]) if won else None
 
 
+def ranks_where_fastest(
+    layer: Layer, world: World, pass_name: str, machine: Machine
+) -> tuple[int, int] | None:
+    """The smallest and the largest number of ranks on which expert parallelism is the fastest way
+    that fits, out of the divisors of E from 2; None if it is on none.
+
+    Args:
+        world: the GPUs of a node, and the imbalance; its ranks are not asked.
+    """
+    won = [
+        each.ranks
+        for each in _worlds(layer, world)
+        if fastest(layer, each, pass_name, machine) == EP
+    ]
+    return (won[0], won[-1]) if won else None
+
+
+def ranks_until(other: str, layer: Layer, world: World, pass_name: str, machine: Machine) -> int:
+    """The largest number of ranks, out of the divisors of E, on which expert parallelism is faster
+    than ``other``; 0 if it never is. Memory is not asked, nor are the ranks of ``world``."""
+    won = [
+        each.ranks
+        for each in _worlds(layer, world)
+        if way_ms(EP, layer, each, pass_name, machine)
+        < way_ms(other, layer, each, pass_name, machine)
+    ]
+    return max(won, default=0)
+
+
+def _worlds(layer: Layer, world: World) -> list[World]:
+    """From two ranks to a rank for each expert; each rank has as many experts as the others."""
+    num_experts = layer.shape.num_experts
+    divisors = [n for n in range(2, num_experts + 1) if num_experts % n == 0]
+    return [world._replace(ranks=ranks) for ranks in divisors]
+
+
 def communication_seconds(
     way: str, layer: Layer, world: World, pass_name: str, links: Links
 ) -> float:

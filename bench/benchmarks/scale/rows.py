@@ -7,6 +7,8 @@ from ironmoe.bench.benchmarks.passes import DX, FULL, INFERENCE
 from ironmoe.bench.benchmarks.scale.alternatives import (
     experts_where_fastest,
     fastest,
+    ranks_until,
+    ranks_where_fastest,
     tokens_until,
     way_ms,
 )
@@ -62,14 +64,18 @@ def pays_rows(layers: Sequence[Layer], worlds: Sequence[World], machine: Machine
     Keys: "ep_ms", "fsdp2_ms", "replicas_ms" of one layer; "fastest": of the ways whose memory
     suffices for the whole model, None where none's does; "tokens_fsdp2", "tokens_replicas": the
     largest number of tokens a rank at which EP is faster, 0 if it never is, None if it always is;
-    "experts_from", "experts_to": the numbers of experts with which EP is the fastest that fits.
+    "experts_from", "experts_to": the numbers of experts with which EP is the fastest that fits, on
+    the row's ranks; "ranks_from", "ranks_to": the numbers of ranks on which it is, with the layer's
+    own experts; "ranks_fsdp2", "ranks_replicas": the largest number of ranks on which EP is the
+    faster one, whatever the memory, 0 if it never is.
     """
     rows = []
     for layer, world, pass_name in _cases(layers, worlds):
         if world.ranks == 1:
             continue
         case = layer, world, pass_name, machine
-        least, most = experts_where_fastest(*case) or (None, None)
+        experts = experts_where_fastest(*case) or (None, None)
+        ranks = ranks_where_fastest(*case) or (None, None)
         rows.append(
             _key(layer, world, pass_name, machine)
             | {
@@ -79,8 +85,12 @@ def pays_rows(layers: Sequence[Layer], worlds: Sequence[World], machine: Machine
                 "fastest": fastest(*case),
                 "tokens_fsdp2": tokens_until(FSDP2, *case),
                 "tokens_replicas": tokens_until(REPLICAS, *case),
-                "experts_from": least,
-                "experts_to": most,
+                "experts_from": experts[0],
+                "experts_to": experts[1],
+                "ranks_from": ranks[0],
+                "ranks_to": ranks[1],
+                "ranks_fsdp2": ranks_until(FSDP2, *case),
+                "ranks_replicas": ranks_until(REPLICAS, *case),
             }
         )
     return rows

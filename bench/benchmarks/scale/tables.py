@@ -47,11 +47,11 @@ def cost_table(rows: Sequence[Row], machine: Machine) -> Table:
 
 def pays_table(rows: Sequence[Row], machine: Machine) -> Table:
     """Which way is the fastest, and up to which sizes expert parallelism is."""
-    columns = ("EP", "FSDP2", "replicas", "fastest", "than FSDP2", "than replicas", "experts")
+    columns = ("EP", "FSDP2", "replicas", "fastest", "beats FSDP2", "beats replicas")
     table = _empty(
         f"When expert parallelism pays (computed): one bf16 layer ({SIZES}) on ranks of one "
         f"{machine.gpu.title}, ms",
-        columns,
+        (*columns, "experts", "ranks"),
     )
 
     def figures(row: Row) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def pays_table(rows: Sequence[Row], machine: Machine) -> Table:
             *(_number(row[f"{name}_ms"], 3) for name in ("ep", "fsdp2", "replicas")),
             row["fastest"] or "none fits",
             *(_tokens(row[f"tokens_{name}"]) for name in ("fsdp2", "replicas")),
-            _range(row["experts_from"], row["experts_to"]),
+            *(_range(row[f"{name}_from"], row[f"{name}_to"]) for name in ("experts", "ranks")),
         )
 
     _fill_by_layer(table, rows, figures)
@@ -128,10 +128,11 @@ def words_of(part: str) -> str:
         )
     if part == PAYS:
         return (
-            "fastest: of the ways whose memory suffices for the experts of the whole model. than "
-            "FSDP2, than replicas: EP is the faster one up to so many tokens a rank, whatever the "
-            f"memory; always: at {MOST_TOKENS} tokens, too. experts: the numbers E with which EP "
-            "is the fastest that fits."
+            "fastest: of the ways whose memory suffices for the experts of the whole model. beats "
+            "FSDP2, beats replicas: EP is the faster one up to so many tokens a rank, whatever the "
+            f"memory; always: at {MOST_TOKENS} tokens, too. experts: the smallest and the largest "
+            "number E with which EP is the fastest that fits on these ranks. ranks: the smallest "
+            "and the largest number of ranks on which it is with the layer's own E."
         )
     if part == MESH:
         return (

@@ -1,5 +1,5 @@
 """How long a layer takes with expert parallelism: experts, exchanges, rows that are moved, and what
-shared experts hide of it.
+shared experts hide of the exchanges.
 
 Products take the time of the roofline (``roofline.py``): FLOPs or bytes, whichever takes longer, so
 that the reading of weights counts where an expert has few rows.
@@ -8,8 +8,9 @@ that the reading of weights counts where an expert has few rows.
 from typing import NamedTuple
 
 from ironmoe.bench.benchmarks.gpus import Gpu, Rates
+from ironmoe.bench.benchmarks.passes import FORWARD, INFERENCE
 from ironmoe.bench.benchmarks.roofline import combine_work, layer_work, limit_ms
-from ironmoe.bench.benchmarks.scale.exchange import ROUND_TRIPS, exchanges, sent_rows
+from ironmoe.bench.benchmarks.scale.exchange import ROUND_TRIPS, sent_rows
 from ironmoe.bench.benchmarks.scale.layers import BFLOAT16, Layer, World
 from ironmoe.bench.benchmarks.scale.links import Links
 from ironmoe.bench.benchmarks.shapes import Shape
@@ -56,7 +57,8 @@ def layer_time(layer: Layer, world: World, pass_name: str, machine: Machine) -> 
     experts = limit_ms(local_shape(layer, world), pass_name, machine.rates, machine.gpu.chip)
     exchange = exchange_ms(layer, world, pass_name, machine.links)
     moving = ROUND_TRIPS[pass_name] * _moving_ms(layer.shape, machine.rates)
-    return LayerTime(experts, moving, exchange, shared, min(shared, exchange))
+    hidden = hidden_ms(layer, world, pass_name, machine)
+    return LayerTime(experts, moving, exchange, shared, hidden)
 
 
 def whole_ms(layer: Layer, pass_name: str, machine: Machine) -> float:
@@ -84,15 +86,34 @@ def local_shape(layer: Layer, world: World) -> Shape:
 
 
 def exchange_ms(layer: Layer, world: World, pass_name: str, links: Links) -> float:
-    """Milliseconds of all exchanges of one pass, at the rank that receives most. Bytes inside the
-    node and to other nodes travel at the same time. The counts travel ahead of the rows and are so
-    few that only their latency counts."""
-    sent = sent_rows(layer, world, pass_name)
-    in_node = (sent.to_others - sent.off_node) / links.nvlink
-    seconds = world.busiest * max(in_node, sent.off_node / links.network) * 1e-9
+    """Milliseconds of all exchanges of one pass: rows go there and come back, their gradients too,
+    and counts travel ahead of them. These are so few that only their latency counts."""
+    ways = 2 * ROUND_TRIPS[pass_name]
+    return ways * one_way_ms(layer, world, links) + _latency_ms(world, links)
 
+
+def one_way_ms(layer: Layer, world: World, links: Links) -> float:
+    """Milliseconds in which rows travel to the experts, or back from them, at the rank that
+    receives most. Bytes inside the node and to other nodes travel at the same time."""
+    sent = sent_rows(layer, world, INFERENCE)  # there and back
+    in_node = (sent.to_others - sent.off_node) / links.nvlink
+    seconds = world.busiest * max(in_node, sent.off_node / links.network) / 2 * 1e-9
+    return seconds * 1e3 + _latency_ms(world, links)
+
+
+def hidden_ms(layer: Layer, world: World, pass_name: str, machine: Machine) -> float:
+    """Milliseconds of the exchanges that shared experts run beside. In the forward pass they work
+    while rows travel to the experts, in the backward pass while the gradients of these rows come
+    back. Nothing works beside the other ways and the counts."""
+    forward = shared_ms(layer, INFERENCE if pass_name == INFERENCE else FORWARD, machine)
+    backward = shared_ms(layer, pass_name, machine) - forward
+    one_way = one_way_ms(layer, world, machine.links)
+    return min(forward, one_way) + min(backward, one_way)
+
+
+def _latency_ms(world: World, links: Links) -> float:
     step = links.nvlink_us if world.nodes == 1 else links.network_us
-    return seconds * 1e3 + exchanges(pass_name) * (links.start_us + step) * 1e-3
+    return (links.start_us + step) * 1e-3
 
 
 def _moving_ms(shape: Shape, rates: Rates) -> float:

@@ -9,7 +9,8 @@ import scale_tables
 from typer.testing import CliRunner
 
 from ironmoe.bench.benchmarks.offload.modes import MODES, PLAIN, Attacked, Size
-from ironmoe.bench.benchmarks.offload.run import _is_whole
+from ironmoe.bench.benchmarks.offload.run import PCIE_5, _is_whole
+from ironmoe.bench.benchmarks.scale.layers import BFLOAT16, DEEPSEEK, LAYERS
 from ironmoe.bench.cli.app import app
 
 SMALL = Size(width=64, blocks=2, experts=4)
@@ -65,3 +66,25 @@ def test_the_tables_of_the_page_are_those_of_the_rows_and_of_today():
     found = scale_tables.with_tables(page, offload_tables.TABLES)
     assert found == page, "python tests/support/offload_tables.py"
     assert all(f"<!-- {name}: begin -->" in page for name in offload_tables.TABLES)
+
+
+def test_the_recipe_says_what_the_tables_say():
+    """docs/scale.md, One GPU."""
+    words = " ".join(scale_tables.PAGE.read_text().split())
+    of_rows = {
+        row["images"]: {mode: row["cpu_ms"][mode] / row["cpu_ms"][PLAIN] for mode in MODES}
+        for row in json.loads(offload_tables.ROWS.read_text())["rows"]
+    }
+    one, eight = of_rows[1], of_rows[8]
+    assert (
+        f"takes {one['offload']:.1f} times as long with one image, and {eight['offload']:.1f} "
+        f"times with 8; with `--recompute` alone {one['recompute']:.2f} and "
+        f"{eight['recompute']:.2f} times"
+    ) in words
+    seconds = [2 * BFLOAT16 * of.repeats * of.expert_numbers / PCIE_5 for of in LAYERS[:2]]
+    layer = BFLOAT16 * DEEPSEEK.expert_numbers
+    assert (
+        f"at least {seconds[0]:.1f} s a step for L/16 and {seconds[1]:.2f} s for H/14, and "
+        f"{2 * layer / PCIE_5:.2f} s for each layer of DeepSeek-V3, whose experts have "
+        f"{layer / 1e9:.1f} GB"
+    ) in words

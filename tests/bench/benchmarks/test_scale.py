@@ -7,21 +7,11 @@ import scale_tables
 from ironmoe.bench.benchmarks.gpus import GPUS
 from ironmoe.bench.benchmarks.passes import DX, FULL, INFERENCE
 from ironmoe.bench.benchmarks.roofline import limit_ms, needed_flops
-from ironmoe.bench.benchmarks.scale import alternatives
-from ironmoe.bench.benchmarks.scale.alternatives import (
-    communication_seconds,
-    experts_where_fastest,
-    fastest,
-    tokens_until,
-    way_ms,
-)
+from ironmoe.bench.benchmarks.scale.alternatives import communication_seconds, way_ms
 from ironmoe.bench.benchmarks.scale.exchange import Sent, bytes_between, handed_bytes, sent_rows
-from ironmoe.bench.benchmarks.scale.layers import DEEPSEEK, LAYERS, Layer, World
+from ironmoe.bench.benchmarks.scale.layers import LAYERS, Layer, World
 from ironmoe.bench.benchmarks.scale.links import LINKS, Links, changed, gpu_with_links
-from ironmoe.bench.benchmarks.scale.memory import (
-    experts_gb,
-    fits,
-)
+from ironmoe.bench.benchmarks.scale.memory import experts_gb
 from ironmoe.bench.benchmarks.scale.meshes import ONE_GROUP, best, layouts
 from ironmoe.bench.benchmarks.scale.times import Machine, exchange_ms, layer_time, local_shape
 from ironmoe.bench.benchmarks.scale.ways import EP, FSDP2, REPLICAS
@@ -114,17 +104,6 @@ def test_with_few_rows_an_expert_the_reading_of_weights_counts():
     assert times[0] > times[1] > times[2]
 
 
-def test_shared_experts_hide_an_exchange_as_far_as_they_last():
-    none, some, many = (DEEPSEEK._replace(shared=width) for width in (0, 512, 10**6))
-    world = World(8)
-    for pass_name in PASSES:
-        times = [layer_time(layer, world, pass_name, MACHINE) for layer in (none, some, many)]
-        assert times[0].hidden == times[0].shared == 0
-        assert times[1].hidden == times[1].shared < times[1].exchange
-        assert times[2].hidden == times[2].exchange < times[2].shared and times[2].ratio == 0
-        assert times[0].ratio > times[1].ratio > times[2].ratio
-
-
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("layer", LAYERS, ids=[layer.shape.name for layer in LAYERS])
 def test_more_ranks_more_tokens_and_a_worse_load_never_cost_less(layer, pass_name):
@@ -163,52 +142,6 @@ def test_what_fsdp2_and_replicas_send_by_hand():
     assert communication_seconds(FSDP2, TINY, one, INFERENCE, ROUND) == pytest.approx(
         560 * 2 / 2 / 0.5 * 1e-9 + (1 + 5) * 1e-6
     )
-
-
-@pytest.mark.parametrize("pass_name", PASSES)
-@pytest.mark.parametrize("other", [FSDP2, REPLICAS])
-@pytest.mark.parametrize("layer", LAYERS, ids=[layer.shape.name for layer in LAYERS])
-def test_the_number_of_tokens_is_the_last_at_which_expert_parallelism_wins(layer, other, pass_name):
-    case = World(8), pass_name, MACHINE
-    tokens = tokens_until(other, layer, *case)
-
-    def wins(tokens):
-        of = layer.with_tokens(tokens)
-        return way_ms(EP, of, *case) < way_ms(other, of, *case)
-
-    assert wins(tokens) and not wins(tokens + 1) and not wins(4 * tokens)
-
-
-def test_a_search_without_an_end_or_a_beginning_says_so():
-    assert alternatives._last(lambda tokens: True, 1024) is None
-    assert alternatives._last(lambda tokens: False, 1024) == 0
-    assert [
-        alternatives._last(lambda n, most=most: n <= most, 1024) for most in (1, 2, 3, 700)
-    ] == [
-        1,
-        2,
-        3,
-        700,
-    ]
-
-
-def test_the_fastest_way_is_one_that_fits():
-    layer, world = LAYERS[0], World(8)
-    assert fastest(layer, world, DX, MACHINE) == REPLICAS  # an attack sends no weights
-    small = MACHINE._replace(links=changed(MACHINE.links, memory_gb=5.0))
-    assert not fits(REPLICAS, layer, world, DX, 5.0) and fits(EP, layer, world, DX, 5.0)
-    assert fastest(layer, world, DX, small) == EP
-    nothing = MACHINE._replace(links=changed(MACHINE.links, memory_gb=0.1))
-    assert fastest(layer, world, DX, nothing) is None
-    assert experts_where_fastest(layer, world, DX, nothing) is None
-
-
-def test_the_numbers_of_experts_end_where_another_way_wins_or_nothing_fits():
-    layer, world = LAYERS[0], World(8)
-    least, most = experts_where_fastest(layer, world, DX, MACHINE)
-    for number, way in ((least, EP), (most, EP), (least // 2, REPLICAS)):
-        assert fastest(layer.with_experts(number), world, DX, MACHINE) == way
-    assert not fits(EP, layer.with_experts(2 * most), world, DX, MACHINE.links.memory)
 
 
 @pytest.mark.parametrize("pass_name", [DX, FULL])

@@ -38,5 +38,5 @@ def test_options_that_nobody_has_are_errors():
     with pytest.raises(ValueError, match="mesh must have a dimension 'fsdp' for mp_policy"):
         _check_fsdp({"mp_policy": None}, ("ep",))
     for names in (("ep",), ("fsdp", "ep")):
-        with pytest.raises(TypeError, match="fully_shard .*mp_policy.*, got 'dispatch_dtype'"):
+        with pytest.raises(TypeError, match=r"fully_shard .*mp_policy.*, got 'dispatch_dtype'"):
             _check_fsdp({"dispatch_dtype": None}, names)

@@ -6,7 +6,7 @@ import toys
 
 from ironmoe.attacks import PGD, DeepFool, HopSkipJump, Square, check_model, evaluate
 from ironmoe.attacks.evaluation.checks.model_checks import MODEL_CHECKS
-from ironmoe.attacks.evaluation.findings.flag import Flag, counted_states
+from ironmoe.attacks.evaluation.findings.flag import Flag, combined, counted_states
 
 GRADIENT = {"quantised input", "zero gradients", "routing gradient blocked"}
 
@@ -41,6 +41,19 @@ def test_a_flag_is_in_one_state_and_its_value_counts_only_if_it_was_looked_at():
     said = "1 of 3 checks tripped, 1 passed, 1 was not looked at"
     assert counted_states(flags) == said
     assert counted_states([]) == "checks against false security were not made"
+
+
+def test_what_trips_in_one_replica_trips_although_others_could_look_at_more():
+    """As a random model: where it was found random, fewer checks could be made."""
+    unseen_here = Flag.not_looked_at("quantised input", "the model is random, or of half precision")
+    here = [Flag("randomised model", True, 0.1, "drawn"), unseen_here]
+    there = [
+        Flag("randomised model", False, 0.0, "steady"),
+        Flag("quantised input", False, 0.1, "."),
+    ]
+    for of_replicas in ([here, there], [there, [], here]):
+        assert combined(of_replicas) == [here[0], there[1]]
+    assert combined([[], here]) == here and combined([[], []]) == []
 
 
 def test_without_room_for_a_look_no_check_of_the_model_has_passed(model, data):
