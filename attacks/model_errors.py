@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ironmoe.moe.exchange.errors import ExchangeError, RanksDisagreeError
+from ironmoe.moe.exchange.errors import RanksDisagreeError, is_of_exchange
 
 INSTEAD = "Square and HopSkipJump need no gradient"
 LABELS_WILL_DO = "HopSkipJump needs no more than labels"
@@ -27,8 +27,9 @@ class NoGradient(ValueError):
         super().__init__(f"{self.what}; {instead}")
 
 
-# not asked again: after these, other processes may not come to another pass
-AS_THEY_ARE = (NoGradient, ExchangeError, RanksDisagreeError)
+def _is_as_it_is(error: Exception) -> bool:
+    """Whether nobody asks again: other processes may not come to another pass after this error."""
+    return isinstance(error, NoGradient | RanksDisagreeError) or is_of_exchange(error)
 
 
 def check_not_labels(outputs: Tensor) -> None:
@@ -96,7 +97,7 @@ def taking_gradients(points: Tensor, ask: Callable[[Tensor], object]) -> Iterato
         yield
     except Exception as error:
         is_lack_of_memory = isinstance(error, MemoryError) or "memory" in str(error)
-        if not points.requires_grad or is_lack_of_memory or isinstance(error, AS_THEY_ARE):
+        if not points.requires_grad or is_lack_of_memory or _is_as_it_is(error):
             raise
         if not _answers(ask, points.detach()) or _answers(ask, points):
             raise

@@ -20,13 +20,14 @@ from ironmoe.bench.study.work.digest import digest
 from ironmoe.bench.study.work.entries import Entry
 from ironmoe.bench.study.work.group import WorkGroup
 from ironmoe.bench.study.work.store import Store
-from ironmoe.moe.distributed import ExchangeError, RanksDisagreeError, in_step
+from ironmoe.moe.distributed import RanksDisagreeError, in_step
+from ironmoe.moe.exchange.errors import is_of_exchange
 
 QUIET = Console(quiet=True)
 TRAINED = "trained"
 NEXT = "the next model of the study"
 PATIENCE = 2.0  # seconds between two looks at models that other processes work on
-OF_ONE_RANK = (ExchangeError, RanksDisagreeError, MemoryError, torch.OutOfMemoryError)
+OF_ONE_RANK = (RanksDisagreeError, MemoryError, torch.OutOfMemoryError)
 """Errors that say nothing of the model. The other processes of the group may not have them."""
 
 
@@ -165,7 +166,9 @@ class Worker:
         try:
             outcome = what.measure(subject, task.budget)
         except Exception as error:
-            may_be_of_one_rank = self.group.size > 1 and isinstance(error, OF_ONE_RANK)
+            may_be_of_one_rank = self.group.size > 1 and (
+                isinstance(error, OF_ONE_RANK) or is_of_exchange(error)
+            )
             if task.entry.file is not None or may_be_of_one_rank:
                 raise
             outcome = Outcome(problems=(f"{error}" or type(error).__name__,))

@@ -17,6 +17,8 @@ from ironmoe.attacks import (
     Square,
     evaluate,
 )
+from ironmoe.attacks.model_errors import taking_gradients
+from ironmoe.moe.distributed import ExchangeError
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,22 @@ def test_an_error_that_is_not_about_dtypes_stays_as_it_is(data):
 
     with pytest.raises(RuntimeError, match=r"^out of order$"):
         PGD(Broken(2, 2).double(), 0.1).run(*data)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ExchangeError("a sum failed: rank 1 ended", "rank 1 ended"),
+        RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed"),
+    ],
+    ids=["named", "of torch"],
+)
+def test_after_an_error_of_an_exchange_the_model_is_not_asked_again(error):
+    asked = []
+    points = torch.zeros(1, requires_grad=True)
+    with pytest.raises(RuntimeError) as raised, taking_gradients(points, asked.append):
+        raise error
+    assert raised.value is error and not asked
 
 
 @pytest.mark.parametrize("count", [2, 4])
