@@ -151,7 +151,7 @@ with redirect_stdout(io.StringIO()) as shown:
 said = " ".join(shown.getvalue().split())
 assert "measured with expert_parallel: 2 there, 1 now; processes: 2 there, 1 now." in said, said
 assert said.count("2 there, 1 now") == 2, said
-assert torchrun(2, lambda number: command("to-both", *SHARED, "--fsdp")) == [0, 0]
+assert torchrun(2, lambda number: command("to-both", *SHARED)) == [0, 0]
 assert os.path.exists("to-both/attack/report.json"), "the same processes attack it"
 
 alone, curves = load_file("alone/model.safetensors"), numbers_of("alone")
