@@ -2,11 +2,10 @@
 processes. All cases run in one command, because imports take longer than the layers."""
 
 import json
-import subprocess
-import sys
 from copy import deepcopy
 
 import pytest
+from fork_server import run_forked
 from typer.testing import CliRunner
 
 from ironmoe.bench.benchmarks.passes import DX, FULL, INFERENCE
@@ -15,11 +14,25 @@ from ironmoe.bench.cli.app import app
 from ironmoe.bench.common.user_error import UserError
 
 COMMAND = ["bench", "scale", "--check"]
+COUNT = """
+import json
+from ironmoe.bench.benchmarks.scale import gloo
+
+print(json.dumps(gloo._rows_of_worlds()))
+"""
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return gloo.counted_rows()
+def rows(tmp_path_factory):
+    """As the command gets them, from a process that need not import torch."""
+    return printed(COUNT, tmp_path_factory.mktemp("check"))
+
+
+def printed(program, folder, *arguments):
+    """What a program prints as JSON."""
+    (folder / "program.py").write_text(program)
+    run_forked(folder / "program.py", folder, *arguments)
+    return json.loads((folder / "output.txt").read_text().splitlines()[-1])
 
 
 def test_counted_bytes_are_equal_to_computed_ones(rows):
@@ -67,7 +80,7 @@ def test_a_process_that_fails_is_one_clear_error(monkeypatch):
 
 # a small layer, and few rounds
 MEASURE = """
-import json, sys
+import json
 from ironmoe.bench.benchmarks.scale import throughput
 from ironmoe.bench.benchmarks.scale.forked import on_each_rank
 
@@ -77,10 +90,7 @@ print(json.dumps(on_each_rank(throughput._of_argument, 2)))
 
 
 def test_throughput_is_measured_kept_and_printed(tmp_path, monkeypatch):
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, DX], capture_output=True, text=True, check=True
-    )
-    first, _ = json.loads(done.stdout)
+    first, _ = printed(MEASURE, tmp_path, DX)
     assert 0 <= first["largest_error"] < 1e-5 and first["rounds"] == 3
     for way in throughput.WAYS:
         assert 0 < first["fastest"][way] <= first["milliseconds"][way]
