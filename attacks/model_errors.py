@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ironmoe.moe.exchange.errors import RanksDisagreeError, is_of_exchange
+from ironmoe.moe.parallel.lock_step import group_in_step
 
 INSTEAD = "Square and HopSkipJump need no gradient"
 LABELS_WILL_DO = "HopSkipJump needs no more than labels"
@@ -98,6 +99,8 @@ def taking_gradients(points: Tensor, ask: Callable[[Tensor], object]) -> Iterato
     except Exception as error:
         is_lack_of_memory = isinstance(error, MemoryError) or "memory" in str(error)
         if not points.requires_grad or is_lack_of_memory or _is_as_it_is(error):
+            raise
+        if group_in_step() is not None:  # the other ranks may wait for the rest of this pass
             raise
         if not _answers(ask, points.detach()) or _answers(ask, points):
             raise

@@ -1,6 +1,7 @@
 """Errors of exchanges between processes, which name the rank that is missing."""
 
 import os
+import re
 import socket
 import time
 import traceback
@@ -15,6 +16,7 @@ import torch.distributed as dist
 GRACE_SECONDS = 5.0  # survivors of a rank that has ended notice it within these
 KEY = "ironmoe/ended"
 
+_GLOO = re.compile(r"/gloo/[\w/]+\.(cc|h):\d+")  # where an error of gloo says that it arose
 # the modules of torch that call what exchanges data
 _EXCHANGES = ("torch.distributed.distributed_c10d", "torch.distributed._functional_collectives")
 
@@ -112,7 +114,7 @@ def is_of_exchange(error: BaseException) -> bool:
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     modules = [frame.f_globals.get("__name__", "") for frame in frames]
     callers = [name for name in modules if name != "torch._ops"]  # operators are called by it
-    return callers[-1:] in ([name] for name in _EXCHANGES) or "/gloo/" in str(error)
+    return callers[-1:] in ([name] for name in _EXCHANGES) or bool(_GLOO.search(str(error)))
 
 
 def missing_among(members: Sequence[Member]) -> str:

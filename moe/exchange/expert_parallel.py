@@ -38,6 +38,8 @@ class ExpertParallel:
     Attributes:
         tokens_are_replicated: whether all ranks have the same tokens; else each has its own.
         every_row_travels: whether ``max_tokens_per_rank`` does not count for now.
+        repeated: (number of a backward pass, whether the layers that it repeats have the same
+            tokens on all ranks); there every row travels. None: no such pass is known.
         copies: the ranks that have the same experts as this one, where nobody averages their
             gradients; else None.
         overflow: how many choices of this rank found no place in the buffers of
@@ -60,6 +62,7 @@ class ExpertParallel:
         self.max_tokens_per_rank = max_tokens_per_rank
         self.tokens_are_replicated = False
         self.every_row_travels = False
+        self.repeated: tuple[int, bool] | None = None
         self.copies: Group | None = None
         self.overflow = Overflow()
 
@@ -82,7 +85,8 @@ class ExpertParallel:
             )
         if weight is None or not hasattr(weight, "to_local"):
             return weight
-        is_mean = self.gradients == "mean" and not self.tokens_are_replicated
+        is_replicated, _ = self._kind_of_pass()
+        is_mean = self.gradients == "mean" and not is_replicated
         return local_part(weight, self.group.size if is_mean else 1)
 
     def __call__(
@@ -116,7 +120,8 @@ class ExpertParallel:
         """
         dtype = autocast_dtype(x_TD)
         x_TD = x_TD if dtype is None else x_TD.to(dtype)
-        if self.tokens_are_replicated:
+        is_replicated, every_row = self._kind_of_pass()
+        if is_replicated:
             meanwhile()
             return replicated(self.group, x_TD, routing, self.num_experts, layer)
 
@@ -128,7 +133,7 @@ class ExpertParallel:
             out_RD = experts(rows_RD.to(computed_in), own)
             return out_RD if travel_dtype is None else out_RD.to(travel_dtype)
 
-        most = None if self.every_row_travels else self.max_tokens_per_rank
+        most = None if every_row else self.max_tokens_per_rank
         header = header_of(
             sent_TD,
             place=self.place,
@@ -143,6 +148,15 @@ class ExpertParallel:
             )
             self.overflow.add(dropped, layer=self.place.layer, places=most)
         return combined(out_RD.to(computed_in), routing, plan)
+
+    def _kind_of_pass(self) -> tuple[bool, bool]:
+        """Whether all ranks have the same tokens, and whether every row travels. Activation
+        checkpointing repeats a pass inside a backward pass, which knows of what kind it was."""
+        if self.repeated is not None:
+            number, is_replicated = self.repeated
+            if number == torch._C._current_graph_task_id():
+                return is_replicated, True
+        return self.tokens_are_replicated, self.every_row_travels
 
     def __deepcopy__(self, _: Any) -> "ExpertParallel":
         """A copy of a layer exchanges with the same ranks. It has dropped nothing yet, and it is in

@@ -18,7 +18,8 @@ from ironmoe.moe.sharded import local_values
 @torch.no_grad()
 def average_gradients(model: nn.Module, mesh: Any, *, gradients: str | None = None) -> None:
     """Make the gradients those of all ranks, where FSDP2 does not: call it after ``backward()``,
-    once a step, on every rank. Weights that FSDP2 shards are left alone, because it has done so.
+    once a step, on every rank. Weights that FSDP2 shards are left alone, because it has done so;
+    those beside them, such as of a head that was added afterwards, are not.
 
     A weight that has a gradient on some ranks only counts as 0 on the others.
 
@@ -37,7 +38,7 @@ def average_gradients(model: nn.Module, mesh: Any, *, gradients: str | None = No
     experts = [p for p in model.parameters() if hasattr(p, "device_mesh")]
     others = [p for p in model.parameters() if not hasattr(p, "device_mesh")]
     if "fsdp" in names:
-        return
+        experts = []
 
     with naming_missing(every_rank().members, "the average of gradients"):
         _average(others, experts, mesh, names, gradients == "mean")

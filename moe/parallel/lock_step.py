@@ -57,7 +57,8 @@ def in_step(*models: nn.Module) -> Iterator[None]:
     inside tuples, dicts and what else torch's pytrees know, such as outputs of transformers; other
     outputs are those of this rank's part. Of an output only its first dimension is known: a vector
     that has by accident as many numbers as the part has images is taken for one of the batch, as
-    ``torch.nn.DataParallel`` does. Gradients of weights are not summed over ranks.
+    ``torch.nn.DataParallel`` does, and so is an input. Gradients of weights, and of inputs that are
+    not of the batch, are not summed over ranks.
     ``max_tokens_per_rank`` does not count here: every row travels. All ranks must be of one kind of
     device. Random models draw other numbers than on one device, and other ones for each part.
 
@@ -137,7 +138,6 @@ class _Lane:
         self.hooks = self._hooks()
         self.is_open = False
         self.now: _Pass | None = None
-        self._before_backward: list[bool] = []
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -218,15 +218,8 @@ class _Lane:
     def _backward_of(self, whole: bool, _: object) -> None:
         """Activation checkpointing repeats layers in the backward pass of a pass, when there may
         have been others, and the block may have ended."""
-        if not self._before_backward:
-            self._before_backward = [expert.tokens_are_replicated for expert in self.experts]
-            torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)
-        self._replicate(whole)
-
-    def _after_backward(self) -> None:
-        for expert, before in zip(self.experts, self._before_backward, strict=True):
-            expert.tokens_are_replicated = before
-        self._before_backward = []
+        for expert in self.experts:
+            expert.repeated = torch._C._current_graph_task_id(), whole
 
     def _end(self) -> None:
         if self.now is not None:

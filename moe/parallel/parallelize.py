@@ -90,7 +90,7 @@ def parallelize(
             f"model must have layers with experts to share out, got a {type(model).__name__} "
             "without any"
         )
-    _check_fsdp(fsdp_options, names)
+    _check_fsdp(model, fsdp_options, names)
 
     check_untied(model, layers)
     over = (mesh if mesh.ndim == 1 else mesh["ep"]) if "ep" in names else None
@@ -124,8 +124,9 @@ def parallelize(
     return model
 
 
-def _check_fsdp(options: dict[str, Any], names: tuple[str, ...]) -> None:
-    """TypeError, ValueError: FSDP2 has no such option, or shards nothing here."""
+def _check_fsdp(model: nn.Module, options: dict[str, Any], names: tuple[str, ...]) -> None:
+    """TypeError, ValueError: FSDP2 has no such option, shards nothing here, or cannot shard this
+    model."""
     from torch.distributed.fsdp import fully_shard
 
     known = [name for name in inspect.signature(fully_shard).parameters if name != "module"]
@@ -137,6 +138,11 @@ def _check_fsdp(options: dict[str, Any], names: tuple[str, ...]) -> None:
             )
     if options and "fsdp" not in names:
         raise ValueError(f"mesh must have a dimension 'fsdp' for {', '.join(options)}, got {names}")
+    if "fsdp" in names and isinstance(model, nn.ModuleList | nn.ModuleDict):
+        raise ValueError(
+            "model must be a module that is called, which FSDP2 waits for, got a "
+            f"{type(model).__name__}"
+        )
 
 
 def dimensions(mesh: Any) -> tuple[str, ...]:

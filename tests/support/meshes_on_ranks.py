@@ -1,5 +1,7 @@
 """A V-MoE on four ranks, by expert parallelism, FSDP2 and copies, trained as in one process."""
 
+import copy
+
 import torch
 import torch.distributed as dist
 from layers_on_ranks import whole
@@ -94,4 +96,18 @@ def norms_of_other_orders(_, rank):
         torch.testing.assert_close(norm, want, rtol=1e-12, atol=0)
 
 
-CASES = (all_meshes, norms_of_other_orders)
+def weights_beside_fsdp(_, rank):
+    """FSDP2 averages its own; a head that comes later is one of copies."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "ep"))
+    torch.manual_seed(1)
+    head = nn.Linear(5, 3).double()
+    model = nn.Sequential(parallelize(made(), mesh), copy.deepcopy(head))
+    twin = nn.Sequential(made(), head)
+    model(batch(rank, 0)).square().mean().backward()
+    average_gradients(model, mesh)
+    torch.cat([twin(batch(r, 0)).square() for r in range(4)]).mean().backward()
+    for weight, same in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(whole(weight.grad), same.grad, rtol=1e-12, atol=1e-12)
+
+
+CASES = (all_meshes, weights_beside_fsdp, norms_of_other_orders)

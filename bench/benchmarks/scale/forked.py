@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from ironmoe.bench.common.processes import watch_parent
 from ironmoe.bench.common.user_error import UserError
 
 PATIENCE = timedelta(seconds=60)  # for a process that does not come
@@ -61,6 +62,7 @@ def on_each_rank(work: Callable[[int, int, Any], T], size: int) -> list[T]:
 def _joined(work: Callable[[int, int, Any], T], rank: int, size: int, store: str) -> T:
     from torch.distributed.device_mesh import init_device_mesh
 
+    watch_parent()  # Ctrl-C ends it, and this process may wait for another one
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=PATIENCE
     )

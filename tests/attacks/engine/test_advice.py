@@ -19,6 +19,7 @@ from ironmoe.attacks import (
 )
 from ironmoe.attacks.model_errors import taking_gradients
 from ironmoe.moe.distributed import ExchangeError
+from ironmoe.moe.exchange.errors import is_of_exchange
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,21 @@ def test_after_an_error_of_an_exchange_the_model_is_not_asked_again(error):
     with pytest.raises(RuntimeError) as raised, taking_gradients(points, asked.append):
         raise error
     assert raised.value is error and not asked
+
+
+def test_ranks_in_step_are_not_asked_again_by_one_of_them(monkeypatch):
+    """The others may wait for the rest of the pass that failed here."""
+    monkeypatch.setattr("ironmoe.attacks.model_errors.group_in_step", object)
+    points, asked = torch.ones(2, requires_grad=True), []
+    with pytest.raises(RuntimeError, match="unhappy"), taking_gradients(points, asked.append):
+        raise RuntimeError("unhappy")
+    assert not asked
+
+
+def test_the_name_of_a_file_is_no_error_of_an_exchange():
+    assert not is_of_exchange(RuntimeError("cannot read /data/gloo/images.pt"))
+    at = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
+    assert is_of_exchange(RuntimeError(at))
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -33,10 +33,19 @@ def test_what_is_no_block():
 
 
 def test_options_that_nobody_has_are_errors():
-    _check_fsdp({}, ("ep",))
-    _check_fsdp({"reshard_after_forward": False}, ("fsdp", "ep"))
+    model = nn.Linear(2, 2)
+    _check_fsdp(model, {}, ("ep",))
+    _check_fsdp(model, {"reshard_after_forward": False}, ("fsdp", "ep"))
     with pytest.raises(ValueError, match="mesh must have a dimension 'fsdp' for mp_policy"):
-        _check_fsdp({"mp_policy": None}, ("ep",))
+        _check_fsdp(model, {"mp_policy": None}, ("ep",))
     for names in (("ep",), ("fsdp", "ep")):
         with pytest.raises(TypeError, match=r"fully_shard .*mp_policy.*, got 'dispatch_dtype'"):
-            _check_fsdp({"dispatch_dtype": None}, names)
+            _check_fsdp(model, {"dispatch_dtype": None}, names)
+
+
+def test_a_container_that_nobody_calls_is_refused_before_it_is_changed():
+    containers = nn.ModuleList([MoE(8, 16, 4, 2)]), nn.ModuleDict({"a": MoE(8, 16, 4, 2)})
+    for container in containers:
+        _check_fsdp(container, {}, ("dp", "ep"))
+        with pytest.raises(ValueError, match=r"module that is called.*got a Module"):
+            _check_fsdp(container, {}, ("fsdp", "ep"))

@@ -4,7 +4,7 @@ from two_processes import run_in_two_processes
 
 IMPORTS = """
 import copy, signal
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 import torch._dynamo  # set_stance, of traces, imports it
 import torch.distributed.fsdp
 import torch.distributed.tensor
@@ -128,6 +128,14 @@ def traces_and_interventions():
         shared(images(3))
     assert next(iter(trace.layers.values())).experts.equal(wanted.experts)
 
+class Repeated(nn.Module):
+    def __init__(self, layer, reentrant):
+        super().__init__()
+        self.layer, self.reentrant = layer, reentrant
+
+    def forward(self, x):
+        return checkpoint(self.layer, x, use_reentrant=self.reentrant)
+
 def after_the_block():
     """A backward pass that comes later, and copies: plain passes then have tokens of their own."""
     plain, shared = pair()
@@ -145,6 +153,39 @@ def after_the_block():
     for model in (shared, copied):
         own = images(2, seed=rank)
         torch.testing.assert_close(model(own), plain(own), rtol=1e-12, atol=1e-12)
+
+    class Boom(Exception):
+        pass
+
+    def boom(_):
+        raise Boom
+
+    # a backward pass that fails, in the block and after it
+    x = images(3)
+    with in_step(shared), trace_routing(shared):
+        for _ in range(2):
+            logits = shared(x)
+            x.register_hook(boom)
+            with suppress(Boom):
+                logits.sum().backward(retain_graph=True)
+        x._backward_hooks.clear()
+    logits.sum().backward()
+    torch.testing.assert_close(shared(own), plain(own), rtol=1e-12, atol=1e-12)
+
+    # what is repeated after the block is a pass of the block
+    layer = MoE(8, 16, 4, 2).double().eval()
+    alike = copy.deepcopy(layer).parallelize(EP, max_tokens_per_rank=1)
+    for reentrant in (True, False):
+        grads = []
+        for each in (layer, alike):
+            rows = torch.rand(6, 8, generator=torch.Generator().manual_seed(3)).double()
+            rows.requires_grad_()
+            wrapped = Repeated(each, reentrant)
+            with in_step(wrapped):
+                y = wrapped(rows)
+            y.square().sum().backward()
+            grads.append(rows.grad)
+        torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
 
     _, bounded = pair()
     (experts,) = expert_parallels(bounded)
