@@ -81,10 +81,15 @@ def throughput_table(rows: Sequence[Any]) -> Table:
     columns = ["pass", *WAYS, "2 processes / 2 threads"]
     table = terminal_table(columns, title="Tokens a second on this CPU (measured)")
     for row in rows:
-        rates = (f"{row['tokens_per_second'][way]:,.0f}" for way in WAYS)
-        low, middle, high = row["ratio"]
-        table.add_row(row["pass"], *rates, f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        table.add_row(row["pass"], *rates_and_ratio(row))
     return table
+
+
+def rates_and_ratio(row: Row) -> list[str]:
+    """The figures of a row as they are printed."""
+    low, middle, high = row["ratio"]
+    rates = [f"{row['tokens_per_second'][way]:,.0f}" for way in WAYS]
+    return [*rates, f"{middle:.2f} ({low:.2f} to {high:.2f})"]
 
 
 def _to_measure(key: dict[str, str]) -> RowToMeasure:

@@ -2,7 +2,9 @@
 processes. All cases run in one command, because imports take longer than the layers."""
 
 import json
+import re
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 from fork_server import run_forked
@@ -128,3 +130,14 @@ def test_throughput_is_measured_kept_and_printed(tmp_path, monkeypatch):
 def test_options_that_would_have_no_use_are_errors(options, words):
     result = CliRunner().invoke(app, ["bench", "scale", *options], env={"COLUMNS": "120"})
     assert result.exit_code and words in " ".join(result.output.split())
+
+
+def test_the_measured_rates_of_the_documents_are_those_of_the_rows():
+    root = Path(__file__).parents[3]
+    page = (root / "docs" / "scale.md").read_text()
+    (name,) = set(re.findall(r"results/(scale-throughput-[\w-]+\.json)", page))
+    rows = json.loads((root / "bench" / "results" / name).read_text())["rows"]
+    assert [row["pass"] for row in rows] == [INFERENCE, DX, FULL]
+    for row in rows:
+        cells = throughput.rates_and_ratio(row)
+        assert f"| {row['pass']} | {' | '.join(cells)} |\n" in page
