@@ -28,9 +28,11 @@ class NoGradient(ValueError):
         super().__init__(f"{self.what}; {instead}")
 
 
-def _is_as_it_is(error: Exception) -> bool:
-    """Whether nobody asks again: other processes may not come to another pass after this error."""
-    return isinstance(error, NoGradient | RanksDisagreeError) or is_of_exchange(error)
+def _may_ask_again(error: Exception) -> bool:
+    """Whether the model may be asked once more after this error. Not if other processes may wait
+    for the rest of the pass, or come to no other one."""
+    is_known = isinstance(error, NoGradient | RanksDisagreeError) or is_of_exchange(error)
+    return not is_known and group_in_step() is None
 
 
 def check_not_labels(outputs: Tensor) -> None:
@@ -98,9 +100,7 @@ def taking_gradients(points: Tensor, ask: Callable[[Tensor], object]) -> Iterato
         yield
     except Exception as error:
         is_lack_of_memory = isinstance(error, MemoryError) or "memory" in str(error)
-        if not points.requires_grad or is_lack_of_memory or _is_as_it_is(error):
-            raise
-        if group_in_step() is not None:  # the other ranks may wait for the rest of this pass
+        if not points.requires_grad or is_lack_of_memory or not _may_ask_again(error):
             raise
         if not _answers(ask, points.detach()) or _answers(ask, points):
             raise

@@ -78,9 +78,6 @@ def told_groups(world: int, ranks: int) -> str:
     """ "4 processes in 2 groups, each of which shares the experts out"; empty without groups."""
     if ranks == 1:
         return ""
-    groups = (
-        "1 group, which shares"
-        if world == ranks
-        else (f"{world // ranks} groups, each of which shares")
-    )
+    count = world // ranks
+    groups = "1 group, which shares" if count == 1 else f"{count} groups, each of which shares"
     return f"{world} processes in {groups} the experts out"
