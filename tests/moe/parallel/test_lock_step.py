@@ -27,6 +27,7 @@ def pair(mesh=EP, **options):
     torch.manual_seed(0)
     options = {"moe_layers": (1,), "num_experts": 4, "channels": 1, "classifier": "gap"} | options
     plain = VMoE(8, 4, 16, 2, 2, 24, 3, **options).double().eval()
+    nn.init.normal_(plain.head.weight)  # it begins with 0, and so would all logits
     return plain, parallelize(copy.deepcopy(plain), mesh)
 
 def images(count, seed=1):
@@ -180,7 +181,7 @@ def after_the_block():
         for each in (layer, alike):
             rows = torch.rand(6, 8, generator=torch.Generator().manual_seed(3)).double()
             rows.requires_grad_()
-            wrapped = Repeated(each, reentrant)
+            wrapped = Repeated(each, reentrant).eval()
             with in_step(wrapped):
                 y = wrapped(rows)
             y.square().sum().backward()
